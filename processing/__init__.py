@@ -1,0 +1,1 @@
+"""Video and images in: decoding, frame sampling, frame sources and the processor."""

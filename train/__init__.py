@@ -1,0 +1,1 @@
+"""Training: synthetic video, and the small training run behind the demo."""
