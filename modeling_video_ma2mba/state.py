@@ -1,0 +1,182 @@
+"""`RecurrentState`: everything a stack of Mamba-2 layers remembers, of a size that does not depend on the length read.
+
+It is what `segment(x, state) -> (y, state)` takes and returns, what `generate` carries as `past_key_values`, and what
+can be kept as a file. Tensors inside are never written in place: a fork costs nothing and stays as it was.
+
+Dims: B batch, W convolution width, C convolution channels, H heads, P head dim, N state size.
+"""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from transformers import DynamicCache
+
+from .configuration_video_ma2mba import Ma2mbaConfig
+
+_FORMAT = "ma2mba-state-1"
+
+
+class RecurrentState:
+    """Convolution and SSM state of every layer.
+
+    Attributes:
+        conv: per layer the last `W - 1` inputs of the convolution before its activation, `(B, W-1, C)`.
+        ssm: per layer the SSM state h of `h_t = A_t h_{t-1} + B_t x_t`, `(B, H, P, N)`, fp32 or better.
+        seen_tokens: positions read so far, padding included (what `get_seq_length` reports to `generate`).
+    """
+
+    # transformers asks this of whatever it finds in `past_key_values`.
+    is_compileable = False
+
+    def __init__(self, conv: list[torch.Tensor], ssm: list[torch.Tensor], seen_tokens: int = 0):
+        self.conv = conv
+        self.ssm = ssm
+        self.seen_tokens = seen_tokens
+
+    @classmethod
+    def zeros(
+        cls, config: Ma2mbaConfig, batch_size: int, dtype: torch.dtype, device: torch.device | str
+    ) -> "RecurrentState":
+        """Return the state before the first token: zeros. `dtype` is the model's; the SSM state is at least fp32."""
+        conv_shape, ssm_shape = cls.shapes(config, batch_size)
+        layers = range(config.num_hidden_layers)
+        ssm_dtype = torch.promote_types(dtype, torch.float32)
+        return cls(
+            [torch.zeros(conv_shape, dtype=dtype, device=device) for _ in layers],
+            [torch.zeros(ssm_shape, dtype=ssm_dtype, device=device) for _ in layers],
+        )
+
+    @staticmethod
+    def shapes(config: Ma2mbaConfig, batch_size: int) -> tuple[tuple[int, ...], tuple[int, ...]]:
+        """Return the shapes of one layer's convolution and SSM state."""
+        return (
+            (batch_size, config.conv_kernel - 1, config.conv_dim),
+            (batch_size, config.num_heads, config.head_dim, config.state_size),
+        )
+
+    @property
+    def batch_size(self) -> int:
+        return self.ssm[0].shape[0]
+
+    @property
+    def nbytes(self) -> int:
+        """Bytes held by all layers."""
+        return sum(t.numel() * t.element_size() for t in (*self.conv, *self.ssm))
+
+    def fork(self) -> "RecurrentState":
+        """Return an independent state that shares the tensors (which nobody writes to)."""
+        return RecurrentState(list(self.conv), list(self.ssm), self.seen_tokens)
+
+    def assign(self, other: "RecurrentState") -> None:
+        """Become `other`: what a forward does to the state it was given, once it has succeeded."""
+        self.conv, self.ssm, self.seen_tokens = list(other.conv), list(other.ssm), other.seen_tokens
+
+    def map(self, function: Callable[[torch.Tensor], torch.Tensor]) -> "RecurrentState":
+        """Return a state with `function` applied to every tensor."""
+        return RecurrentState([function(t) for t in self.conv], [function(t) for t in self.ssm], self.seen_tokens)
+
+    def repeat(self, times: int) -> "RecurrentState":
+        """Return the state with every row repeated `times` times in place: rows 0, 0, 1, 1, ..."""
+        return self.map(lambda t: t.repeat_interleave(times, dim=0))
+
+    def select(self, rows: torch.Tensor) -> "RecurrentState":
+        """Return the state of the given rows, `rows` (n,) integer."""
+        return self.map(lambda t: t.index_select(0, rows.to(t.device)))
+
+    def detach(self) -> "RecurrentState":
+        return self.map(torch.Tensor.detach)
+
+    def to(self, device: torch.device | str) -> "RecurrentState":
+        return self.map(lambda t: t.to(device))
+
+    # What `generate` calls, under the names of transformers' `Cache`.
+
+    def get_seq_length(self, layer_idx: int = 0) -> int:
+        return self.seen_tokens
+
+    def get_max_cache_shape(self, layer_idx: int = 0) -> int:
+        return -1  # no limit
+
+    def reorder_cache(self, beam_idx: torch.LongTensor) -> None:
+        self.assign(self.select(beam_idx))
+
+    # transformers' own cache.
+
+    @classmethod
+    def from_cache(cls, cache: DynamicCache, seen_tokens: int) -> "RecurrentState":
+        """Read the cache of a `Mamba2ForCausalLM`, whose convolution state has one (never used) column more."""
+        for i, layer in enumerate(cache.layers):
+            if not getattr(layer, "conv_states", None) or not getattr(layer, "recurrent_states", None):
+                raise ValueError(f"layer {i} of the cache holds no Mamba-2 state; run a forward with it first")
+        return cls(
+            [layer.conv_states[0][:, :, 1:].transpose(1, 2).contiguous() for layer in cache.layers],
+            [layer.recurrent_states[0].clone() for layer in cache.layers],
+            seen_tokens,
+        )
+
+    def to_cache(self, config: Ma2mbaConfig) -> DynamicCache:
+        """Return a cache that `Mamba2ForCausalLM` continues from."""
+        cache = DynamicCache(config=config)
+        for i, (conv, ssm) in enumerate(zip(self.conv, self.ssm)):
+            columns = torch.nn.functional.pad(conv.transpose(1, 2), (1, 0))  # (B, W-1, C) -> (B, C, W)
+            cache.update_conv_state(columns, i, conv_kernel_size=config.conv_kernel)
+            cache.update_recurrent_state(ssm, i)
+            if hasattr(cache.layers[i], "has_previous_state"):
+                cache.layers[i].has_previous_state[0] = True
+        return cache
+
+    # Files.
+
+    def save(self, path: str | Path, metadata: dict[str, str] | None = None) -> None:
+        """Write the state as safetensors; `metadata` is kept in the header as strings."""
+        tensors = {}
+        for i, (conv, ssm) in enumerate(zip(self.conv, self.ssm)):
+            tensors[f"layers.{i}.conv"] = conv.detach().contiguous()
+            tensors[f"layers.{i}.ssm"] = ssm.detach().contiguous()
+        header = {"format": _FORMAT, "seen_tokens": str(self.seen_tokens), "metadata": json.dumps(metadata or {})}
+        save_file(tensors, str(path), metadata=header)
+
+    @classmethod
+    def load(
+        cls, path: str | Path, config: Ma2mbaConfig, device: torch.device | str = "cpu"
+    ) -> tuple["RecurrentState", dict[str, str]]:
+        """Read a state for a model of this config; return it with its metadata.
+
+        Every name, shape and dtype is checked against `config` before a tensor is read.
+
+        Raises:
+            ValueError: the file is no state, is damaged, or belongs to another model; names file and reason.
+        """
+        try:
+            with safe_open(str(path), framework="pt", device=str(device)) as file:
+                header = file.metadata() or {}
+                if header.get("format") != _FORMAT:
+                    raise ValueError(f"{path}: not a state file of this version ({_FORMAT})")
+                cls._check_header(path, file, config)
+                layers = range(config.num_hidden_layers)
+                conv = [file.get_tensor(f"layers.{i}.conv") for i in layers]
+                ssm = [file.get_tensor(f"layers.{i}.ssm") for i in layers]
+        except SafetensorError as error:
+            raise ValueError(f"{path}: damaged or not a safetensors file ({error})") from error
+        return cls(conv, ssm, int(header["seen_tokens"])), json.loads(header["metadata"])
+
+    @classmethod
+    def _check_header(cls, path, file, config: Ma2mbaConfig) -> None:
+        expected = {f"layers.{i}.{name}" for i in range(config.num_hidden_layers) for name in ("conv", "ssm")}
+        if set(file.keys()) != expected:
+            raise ValueError(
+                f"{path}: holds {len(file.keys())} tensors, this model of {config.num_hidden_layers} layers "
+                f"needs {len(expected)}: the state of another model"
+            )
+        batch_size = file.get_slice("layers.0.ssm").get_shape()[0]
+        for name in sorted(expected):
+            tensor = file.get_slice(name)
+            shape = cls.shapes(config, batch_size)[name.endswith("ssm")]
+            if tuple(tensor.get_shape()) != shape:
+                raise ValueError(f"{path}: {name} is {tuple(tensor.get_shape())}, this model needs {shape}")
+            if tensor.get_dtype() not in ("F64", "F32", "BF16", "F16"):
+                raise ValueError(f"{path}: {name} has dtype {tensor.get_dtype()}; a state is floating point")
