@@ -13,12 +13,20 @@ from transformers import (
     AutoModelForCausalLM,
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
+    AutoProcessor,
 )
+
+# The real class also where torchvision is missing (`transformers.AutoImageProcessor` is a placeholder there on 5.17).
+from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_video_ma2mba import Ma2mbaConfig, VideoMa2mbaConfig
 from .generation_video_ma2mba import RepetitionStop
 from .modeling_ma2mba import Ma2mbaForCausalLM, Ma2mbaModel
 from .modeling_video_ma2mba import VideoMa2mbaForConditionalGeneration, VideoMa2mbaModel
+from .pipeline_video_qa import VideoQAPipeline
+from .processing.image_processing_video_ma2mba import VideoMa2mbaImageProcessor
+from .processing.processing_video_ma2mba import VideoMa2mbaProcessor
 from .state import RecurrentState
 
 __version__ = "0.1.0"
@@ -30,3 +38,31 @@ AutoModel.register(VideoMa2mbaConfig, VideoMa2mbaModel, exist_ok=True)
 AutoModelForCausalLM.register(Ma2mbaConfig, Ma2mbaForCausalLM, exist_ok=True)
 AutoModelForImageTextToText.register(VideoMa2mbaConfig, VideoMa2mbaForConditionalGeneration, exist_ok=True)
 AutoModelForMultimodalLM.register(VideoMa2mbaConfig, VideoMa2mbaForConditionalGeneration, exist_ok=True)
+AutoImageProcessor.register(
+    VideoMa2mbaConfig, image_processor_classes={"pil": VideoMa2mbaImageProcessor}, exist_ok=True
+)
+AutoProcessor.register(VideoMa2mbaConfig, VideoMa2mbaProcessor, exist_ok=True)
+PIPELINE_REGISTRY.register_pipeline(
+    "video-qa", pipeline_class=VideoQAPipeline, pt_model=(AutoModelForImageTextToText,), type="multimodal"
+)
+
+# Saved folders carry the code of these classes (hub_code.py).
+VideoMa2mbaConfig.register_for_auto_class()
+VideoMa2mbaForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
+VideoMa2mbaModel.register_for_auto_class("AutoModel")
+VideoMa2mbaImageProcessor.register_for_auto_class("AutoImageProcessor")
+VideoMa2mbaProcessor.register_for_auto_class("AutoProcessor")
+
+__all__ = [
+    "Ma2mbaConfig",
+    "Ma2mbaForCausalLM",
+    "Ma2mbaModel",
+    "RecurrentState",
+    "RepetitionStop",
+    "VideoMa2mbaConfig",
+    "VideoMa2mbaForConditionalGeneration",
+    "VideoMa2mbaImageProcessor",
+    "VideoMa2mbaModel",
+    "VideoMa2mbaProcessor",
+    "VideoQAPipeline",
+]

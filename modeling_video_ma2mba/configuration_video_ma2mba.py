@@ -163,6 +163,9 @@ class VideoMa2mbaConfig(PreTrainedConfig):
     tie_word_embeddings: bool | None = None
 
     def __post_init__(self, **kwargs):
+        if not __name__.startswith("transformers_modules."):
+            # The installed package has its own pipeline; a folder's copy of it would need `trust_remote_code`.
+            kwargs.pop("custom_pipelines", None)
         if not isinstance(self.vision_config, PreTrainedConfig):
             fields = dict(self.vision_config or _CLIP_L_336)
             model_type = fields.pop("model_type", "clip_vision_model")

@@ -18,6 +18,7 @@ from transformers.utils.generic import can_return_tuple
 
 from .configuration_video_ma2mba import VideoMa2mbaConfig
 from .generation_video_ma2mba import Ma2mbaGenerationMixin
+from .hub_code import code_in_config, save_code
 from .language_model_outputs import causal_lm_outputs, model_outputs
 from .modeling_ma2mba import Ma2mbaModel
 from .row_layout import Rows
@@ -50,6 +51,13 @@ class VideoMa2mbaPreTrainedModel(PreTrainedModel):
     _is_stateful = True
     _supports_sdpa = True
     _supports_flash_attn = True
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """As transformers' own; the folder also carries the code, for `trust_remote_code=True` without this package."""
+        with code_in_config(self.config):
+            super().save_pretrained(save_directory, **kwargs)
+        if kwargs.get("is_main_process", True):
+            save_code(save_directory)
 
     @torch.no_grad()
     def _init_weights(self, module):
