@@ -1,0 +1,132 @@
+"""The console script `video-ma2mba`. Only the standard library is imported until a command runs, so `--help` is instant."""
+
+import argparse
+import sys
+
+_DTYPES = ("auto", "float32", "bfloat16", "float16")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run a command; return its exit code: 0 done, 1 the demo's answers were wrong, 2 bad input, 130 interrupted."""
+    arguments = _parser().parse_args(argv)
+    try:
+        return arguments.run(arguments)
+    except KeyboardInterrupt:
+        print("video-ma2mba: interrupted", file=sys.stderr)
+        return 130
+    except (ValueError, OSError, ImportError) as error:
+        # Every error about input is one of these, with a message for the person who gave it.
+        print(f"video-ma2mba: error: {error}", file=sys.stderr)
+        return 2
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        prog="video-ma2mba", description="Ask questions about hours of video with a Mamba-2 language model."
+    )
+    commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    demo = commands.add_parser("demo", help="train a very small model on a few clips, save it, load it and ask it")
+    demo.add_argument("--output", default="runs/demo", help="folder for clips and model (default: %(default)s)")
+    demo.add_argument("--seed", type=int, default=0, help="default: %(default)s")
+    demo.add_argument("--steps", type=int, help="training steps (default: as many as the questions need)")
+    demo.set_defaults(run=_demo)
+
+    ask = commands.add_parser("ask", help="ask a question about a video")
+    ask.add_argument("question", nargs="+", help="one or more questions, each in quotes")
+    ask.add_argument("--model", required=True, help="folder or Hub name of a Video-Ma²mba model")
+    ask.add_argument("--video", required=True, help="video file")
+    ask.add_argument("--fps", type=float, help="frames sampled per second (default: the model's own, 1)")
+    ask.add_argument("--max-frames", type=int, help="sample longer videos uniformly at this many frames (default: no limit)")
+    ask.add_argument("--allow-damaged", action="store_true", help="go on with what can be read of a damaged video")
+    ask.add_argument("--max-new-tokens", type=int, default=128, help="longest answer (default: %(default)s)")
+    ask.add_argument("--device", default="auto", help="cuda, cpu, ... (default: a GPU if there is one)")
+    ask.add_argument("--dtype", choices=_DTYPES, default="auto", help="default: bfloat16 on a GPU, float32 on a CPU")
+    ask.set_defaults(run=_ask)
+
+    convert = commands.add_parser(
+        "convert", help="make a model from a Mamba-2 folder, with --vision a Video-Ma²mba ready for training"
+    )
+    convert.add_argument("--mamba", required=True, help="folder of a Mamba-2 model (state-spaces or transformers layout)")
+    convert.add_argument("--vision", help="folder of a CLIP or SigLIP model")
+    convert.add_argument("--tokenizer", help="folder of the tokenizer (default: the Mamba-2 folder)")
+    convert.add_argument("--output", required=True, help="folder to write, new or empty")
+    convert.add_argument("--frame-fit", choices=("crop", "pad", "stretch"), default="crop", help="default: %(default)s")
+    convert.add_argument("--dtype", choices=_DTYPES, default="auto", help="of the weights (default: as they are)")
+    convert.add_argument("--seed", type=int, default=0, help="of the new projector (default: %(default)s)")
+    convert.set_defaults(run=_convert)
+
+    env = commands.add_parser("env", help="print what this machine would use, and why")
+    env.set_defaults(run=_env)
+    return parser
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from modeling_video_ma2mba.train.demo import run_demo
+
+    return run_demo(arguments.output, seed=arguments.seed, steps=arguments.steps)
+
+
+def _ask(arguments: argparse.Namespace) -> int:
+    from modeling_video_ma2mba.processing.ask import ask_video
+
+    ask_video(
+        model_path=arguments.model,
+        video=arguments.video,
+        questions=arguments.question,
+        fps=arguments.fps,
+        max_frames=arguments.max_frames,
+        allow_damaged=arguments.allow_damaged,
+        max_new_tokens=arguments.max_new_tokens,
+        device=arguments.device,
+        dtype=arguments.dtype,
+    )
+    return 0
+
+
+def _convert(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
+    output = Path(arguments.output)
+    if output.exists() and (not output.is_dir() or any(output.iterdir())):
+        raise ValueError(f"{output} exists and is not an empty folder: choose another --output")
+    import torch
+
+    dtype = None if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
+    if arguments.vision is None:
+        from modeling_video_ma2mba.convert_mamba2 import convert_mamba2
+
+        report = convert_mamba2(arguments.mamba, output, dtype=dtype)
+    else:
+        from modeling_video_ma2mba.convert_video_ma2mba import convert_video_ma2mba
+
+        report = convert_video_ma2mba(
+            arguments.mamba,
+            arguments.vision,
+            output,
+            tokenizer=arguments.tokenizer,
+            frame_fit=arguments.frame_fit,
+            dtype=dtype,
+            seed=arguments.seed,
+        )
+    for reason in sorted(set(report["left_out"].values())):
+        count = sum(value == reason for value in report["left_out"].values())
+        print(f"left out: {count} tensors ({reason})")
+    for name, reason in report["new"].items():
+        print(f"new: {name} ({reason})")
+    print(f"{len(report['taken'])} tensors taken; wrote {output} and {output / 'conversion_report.json'}")
+    return 0
+
+
+def _env(arguments: argparse.Namespace) -> int:
+    from modeling_video_ma2mba.environment import describe_environment
+
+    rows = describe_environment()
+    width = max(len(what) for what, _, _ in rows)
+    for what, choice, reason in rows:
+        print(f"{what:<{width}}  {choice}" + (f"  ({reason})" if reason else ""))
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,140 @@
+"""A vision tower and a Mamba-2 language model in, an untrained Video-Ma²mba out: where training starts.
+
+    video-ma2mba convert --mamba mamba2-370m --vision clip-vit-large-patch14-336 --tokenizer gpt-neox-20b --output start
+"""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoTokenizer
+
+from .checkpoint_files import ConversionError, KeyLedger, read_json, read_tensors
+from .configuration_video_ma2mba import VideoMa2mbaConfig
+from .convert_mamba2 import embedding_of, expected_shapes, load_and_save, read_mamba2_config, take_mamba2
+from .modeling_video_ma2mba import VideoMa2mbaForConditionalGeneration, VideoMa2mbaProjector
+
+VISUAL_TOKENS = ("<image>", "<video>")
+_TEXT_SIDE = ("text_model.", "logit_scale", "logit_bias", "text_projection.", "visual_projection.")
+_VISION_TYPES = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
+
+
+def convert_video_ma2mba(
+    mamba: str | Path,
+    vision: str | Path,
+    output: str | Path,
+    tokenizer: str | Path | None = None,
+    frame_fit: str = "crop",
+    dtype: torch.dtype | None = None,
+    seed: int = 0,
+) -> dict:
+    """Join a CLIP or SigLIP folder and a Mamba-2 folder with a new projector; save model and processor.
+
+    Args:
+        tokenizer: folder of the language model's tokenizer; default: the Mamba-2 folder.
+        frame_fit: how pictures become square, saved in the processor: "crop" as CLIP, "pad" or "stretch".
+        dtype: of the new weights; None keeps that of the language model's embedding.
+        seed: of the new projector.
+
+    Returns:
+        The report of every key, also written as `conversion_report.json`.
+
+    Raises:
+        ConversionError: an unknown field or key, a wrong shape, a missing tensor or tokenizer.
+    """
+    language_tensors = read_tensors(mamba)
+    embedding = embedding_of(language_tensors, mamba)
+    text_tokenizer = _tokenizer(tokenizer or mamba)
+    token_ids = text_tokenizer.convert_tokens_to_ids(list(VISUAL_TOKENS))
+    text_config = read_mamba2_config(mamba, embedding.shape[0])
+    # Checkpoints have spare rows (50,288 for 50,277 tokens); more are added only where these do not suffice.
+    rows = max(embedding.shape[0], -(-(max(token_ids) + 1) // 16) * 16)
+    text_config.vocab_size = rows
+    text_config.eos_token_id = text_config.bos_token_id = text_config.pad_token_id = text_tokenizer.eos_token_id
+
+    vision_config, preprocessing = _vision_config(Path(vision))
+    config = VideoMa2mbaConfig(
+        vision_config=vision_config,
+        text_config=text_config,
+        image_token_id=token_ids[0],
+        video_token_id=token_ids[1],
+        **{name: preprocessing[name] for name in ("image_mean", "image_std") if name in preprocessing},
+    )
+    with torch.device("meta"):
+        model = VideoMa2mbaForConditionalGeneration(config)
+    ledger = KeyLedger(expected_shapes(model))
+    if rows > embedding.shape[0]:
+        _add_rows(language_tensors, rows)
+    take_mamba2(ledger, language_tensors, config.tie_word_embeddings, "model.language_model", mamba)
+    _take_vision(ledger, read_tensors(vision), vision)
+    _add_projector(ledger, config, embedding.dtype, seed)
+    report = load_and_save(model, ledger, output, dtype or embedding.dtype)
+    _processor(config, text_tokenizer, frame_fit).save_pretrained(output)
+    return report
+
+
+def _tokenizer(folder: str | Path):
+    try:
+        tokenizer = AutoTokenizer.from_pretrained(folder)
+    except (OSError, ValueError) as error:
+        raise ConversionError(f"{folder} has no tokenizer: give one with --tokenizer (Mamba-2 uses GPT-NeoX's)") from error
+    if tokenizer.eos_token_id is None:
+        raise ConversionError(f"the tokenizer in {folder} has no end token: set its eos_token")
+    tokenizer.add_special_tokens({"additional_special_tokens": list(VISUAL_TOKENS)})
+    if tokenizer.pad_token_id is None:
+        tokenizer.pad_token = tokenizer.eos_token
+    return tokenizer
+
+
+def _vision_config(folder: Path) -> tuple[dict, dict]:
+    """Return the fields of `vision_config`, and of the folder's preprocessing if it has any."""
+    fields = read_json(folder / "config.json")
+    model_type = fields.get("model_type")
+    if model_type in _VISION_TYPES:
+        fields, model_type = fields.get("vision_config") or {}, _VISION_TYPES[model_type]
+    if model_type not in _VISION_TYPES.values():
+        raise ConversionError(f"{folder} holds a {model_type!r} model; the tower must be CLIP or SigLIP")
+    path = folder / "preprocessor_config.json"
+    return {**fields, "model_type": model_type}, read_json(path) if path.is_file() else {}
+
+
+def _take_vision(ledger: KeyLedger, tensors: dict[str, torch.Tensor], folder: str | Path) -> None:
+    for key, tensor in tensors.items():
+        name = key.removeprefix("vision_model.")
+        if key.startswith(_TEXT_SIDE):
+            ledger.leave_out(key, "not part of the vision tower")
+        elif name.endswith("position_ids"):
+            ledger.leave_out(key, "a counter, made anew by the model")
+        elif f"model.vision_tower.{name}" in ledger.expected:
+            ledger.take(key, f"model.vision_tower.{name}", tensor)
+        else:
+            raise ConversionError(f"{folder} holds {key}, which is no part of this tower")
+
+
+def _add_rows(tensors: dict[str, torch.Tensor], rows: int) -> None:
+    """Extend embedding and head to `rows` with their mean row: placeholders are never read or generated as words."""
+    for name in ("backbone.embedding.weight", "backbone.embeddings.weight", "lm_head.weight"):
+        if name in tensors:
+            old = tensors[name]
+            mean = old.float().mean(0, keepdim=True).to(old.dtype)
+            tensors[name] = torch.cat([old, mean.expand(rows - old.shape[0], -1)])
+
+
+def _add_projector(ledger: KeyLedger, config: VideoMa2mbaConfig, dtype: torch.dtype, seed: int) -> None:
+    generator = torch.Generator().manual_seed(seed)
+    for name, parameter in VideoMa2mbaProjector(config).named_parameters():
+        tensor = torch.zeros(parameter.shape)
+        if name.endswith("weight"):
+            bound = parameter.shape[1] ** -0.5
+            tensor.uniform_(-bound, bound, generator=generator)
+        ledger.add_new(f"model.multi_modal_projector.{name}", tensor.to(dtype), "new projector, to be trained in stage 1")
+
+
+def _processor(config: VideoMa2mbaConfig, tokenizer, frame_fit: str):
+    # Only here does this folder need its sibling; files that go to the Hub do not.
+    from .processing.image_processing_video_ma2mba import VideoMa2mbaImageProcessor
+    from .processing.processing_video_ma2mba import VideoMa2mbaProcessor
+
+    image_processor = VideoMa2mbaImageProcessor(
+        size=config.vision_config.image_size, frame_fit=frame_fit, image_mean=config.image_mean
+    )
+    return VideoMa2mbaProcessor(image_processor, tokenizer, tokens_per_frame=config.tokens_per_frame)
