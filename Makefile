@@ -13,7 +13,7 @@ demo: $(NEWEST)/.installed
 
 test: lint test-newest test-oldest
 
-test-newest: $(NEWEST)/.installed
+test-newest: $(NEWEST)/.installed-tests
 	$(NEWEST)/bin/python -m pytest -m "not slow and not gpu"
 
 # The other end of the supported transformers range: loading, processor, generate, pipeline, training.
@@ -21,18 +21,25 @@ test-oldest: $(OLDEST)/.installed
 	$(OLDEST)/bin/python -m pytest -m "not slow and not gpu and not triton_interpreter" tests/modeling_video_ma2mba tests/train \
 		tests/processing/test_processing_video_ma2mba.py
 
-test-slow: $(NEWEST)/.installed
+test-slow: $(NEWEST)/.installed-tests
 	$(NEWEST)/bin/python -m pytest -m slow
 
-lint: $(NEWEST)/.installed
+lint: $(NEWEST)/.installed-tests
 	$(NEWEST)/bin/ruff check .
 	$(NEWEST)/bin/ruff format --check .
 
 $(NEWEST)/.installed: pyproject.toml .ci/constraints-newest.txt Makefile
 	$(PYTHON) -m venv $(NEWEST)
-	$(NEWEST)/bin/python -m pip install --quiet --upgrade-strategy only-if-needed "$(TORCH)" -c .ci/constraints-newest.txt
-	$(NEWEST)/bin/python -m pip install --quiet -e ".[dev,decord]" -c .ci/constraints-newest.txt
+	$(NEWEST)/bin/python -m pip install --quiet "$(TORCH)" -c .ci/constraints-newest.txt
+	$(NEWEST)/bin/python -m pip install --quiet -e . -c .ci/constraints-newest.txt
 	$(NEWEST)/bin/python -m pip install --quiet --no-deps $(CLIPS)
+	touch $@
+
+# The Triton kernels are tested in Triton's interpreter: mamba-ssm is installed without its CUDA parts.
+$(NEWEST)/.installed-tests: $(NEWEST)/.installed
+	$(NEWEST)/bin/python -m pip install --quiet -e ".[dev,decord]" triton einops ninja wheel -c .ci/constraints-newest.txt
+	MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE \
+		$(NEWEST)/bin/python -m pip install --quiet --no-build-isolation --no-deps mamba-ssm==2.3.2.post1
 	touch $@
 
 $(OLDEST)/.installed: pyproject.toml .ci/constraints-5.17.txt Makefile

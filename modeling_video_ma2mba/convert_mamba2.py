@@ -1,6 +1,6 @@
 """Mamba-2 checkpoints in: state-spaces folders (original names, flat config) and transformers' own -> `Ma2mbaForCausalLM`.
 
-    video-ma2mba convert --mamba mamba2-370m --output ma2mba-370m
+video-ma2mba convert --mamba mamba2-370m --output ma2mba-370m
 """
 
 import json
@@ -55,7 +55,9 @@ def read_mamba2_config(folder: str | Path, vocab_size: int) -> Ma2mbaConfig:
 
 def _from_flat_config(folder: Path, fields: dict[str, Any], vocab_size: int) -> Ma2mbaConfig:
     if unknown := sorted(fields.keys() - _FLAT_FIELDS):
-        raise ConversionError(f"{folder}/config.json has unknown fields {unknown}; is it a state-spaces Mamba-2 config?")
+        raise ConversionError(
+            f"{folder}/config.json has unknown fields {unknown}; is it a state-spaces Mamba-2 config?"
+        )
     for name in ("d_model", "n_layer"):
         if not isinstance(fields.get(name), int):
             raise ConversionError(f"{folder}/config.json: {name} is {fields.get(name)!r}, expected a whole number")
@@ -66,7 +68,9 @@ def _from_flat_config(folder: Path, fields: dict[str, Any], vocab_size: int) -> 
         raise ConversionError(f"{folder} has attention layers, MLPs or LayerNorm, which Mamba-2 has not")
     for name, value in ssm.items():
         if name in _FIXED and _FIXED[name] is not None and value != _FIXED[name]:
-            raise ConversionError(f"{folder}/config.json: ssm_cfg.{name}={value!r} is not supported ({_FIXED[name]!r} is)")
+            raise ConversionError(
+                f"{folder}/config.json: ssm_cfg.{name}={value!r} is not supported ({_FIXED[name]!r} is)"
+            )
         if name not in _FIXED and name not in _SSM_FIELDS:
             raise ConversionError(f"{folder}/config.json: unknown ssm_cfg.{name}={value!r}")
     config = {ours: ssm.get(theirs, default) for theirs, (ours, default) in _SSM_FIELDS.items()}
@@ -85,7 +89,9 @@ def _from_flat_config(folder: Path, fields: dict[str, Any], vocab_size: int) -> 
     )
 
 
-def take_mamba2(ledger: KeyLedger, tensors: dict[str, torch.Tensor], tied: bool, backbone: str, folder: str | Path) -> None:
+def take_mamba2(
+    ledger: KeyLedger, tensors: dict[str, torch.Tensor], tied: bool, backbone: str, folder: str | Path
+) -> None:
     """Enter a Mamba-2 checkpoint into a ledger, its stack under the prefix `backbone`."""
     embedding = embedding_of(tensors, folder)
     for key, tensor in tensors.items():

@@ -1,6 +1,6 @@
 """A vision tower and a Mamba-2 language model in, an untrained Video-Ma²mba out: where training starts.
 
-    video-ma2mba convert --mamba mamba2-370m --vision clip-vit-large-patch14-336 --tokenizer gpt-neox-20b --output start
+video-ma2mba convert --mamba mamba2-370m --vision clip-vit-large-patch14-336 --tokenizer gpt-neox-20b --output start
 """
 
 from pathlib import Path
@@ -76,7 +76,9 @@ def _tokenizer(folder: str | Path):
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder)
     except (OSError, ValueError) as error:
-        raise ConversionError(f"{folder} has no tokenizer: give one with --tokenizer (Mamba-2 uses GPT-NeoX's)") from error
+        raise ConversionError(
+            f"{folder} has no tokenizer: give one with --tokenizer (Mamba-2 uses GPT-NeoX's)"
+        ) from error
     if tokenizer.eos_token_id is None:
         raise ConversionError(f"the tokenizer in {folder} has no end token: set its eos_token")
     tokenizer.add_special_tokens({"additional_special_tokens": list(VISUAL_TOKENS)})
@@ -126,7 +128,9 @@ def _add_projector(ledger: KeyLedger, config: VideoMa2mbaConfig, dtype: torch.dt
         if name.endswith("weight"):
             bound = parameter.shape[1] ** -0.5
             tensor.uniform_(-bound, bound, generator=generator)
-        ledger.add_new(f"model.multi_modal_projector.{name}", tensor.to(dtype), "new projector, to be trained in stage 1")
+        ledger.add_new(
+            f"model.multi_modal_projector.{name}", tensor.to(dtype), "new projector, to be trained in stage 1"
+        )
 
 
 def _processor(config: VideoMa2mbaConfig, tokenizer, frame_fit: str):

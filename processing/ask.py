@@ -31,7 +31,9 @@ def ask_video(
         VideoReadError: the video cannot be read. OSError, ValueError: the model cannot be loaded, options do not fit.
     """
     if model_path.startswith(("/", ".", "~")) and not Path(model_path).is_dir():
-        raise ValueError(f"there is no model folder {model_path}: give a folder written by save_pretrained or a Hub name")
+        raise ValueError(
+            f"there is no model folder {model_path}: give a folder written by save_pretrained or a Hub name"
+        )
     info = probe(video)  # before minutes of loading: a file that is no video fails here
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
