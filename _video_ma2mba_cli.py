@@ -1,4 +1,4 @@
-"""The console script `video-ma2mba`. Only the standard library is imported until a command runs, so `--help` is instant."""
+"""The console script `video-ma2mba`. Until a command runs only the standard library is imported: `--help` is instant."""
 
 import argparse
 import sys
@@ -37,9 +37,7 @@ def _parser() -> argparse.ArgumentParser:
     ask.add_argument("--model", required=True, help="folder or Hub name of a Video-Ma²mba model")
     ask.add_argument("--video", required=True, help="video file")
     ask.add_argument("--fps", type=float, help="frames sampled per second (default: the model's own, 1)")
-    ask.add_argument(
-        "--max-frames", type=int, help="sample longer videos uniformly at this many frames (default: no limit)"
-    )
+    ask.add_argument("--max-frames", type=int, help="sample longer videos at this many frames (default: no limit)")
     ask.add_argument("--allow-damaged", action="store_true", help="go on with what can be read of a damaged video")
     ask.add_argument("--max-new-tokens", type=int, default=128, help="longest answer (default: %(default)s)")
     ask.add_argument("--device", default="auto", help="cuda, cpu, ... (default: a GPU if there is one)")
@@ -49,9 +47,7 @@ def _parser() -> argparse.ArgumentParser:
     convert = commands.add_parser(
         "convert", help="make a model from a Mamba-2 folder, with --vision a Video-Ma²mba ready for training"
     )
-    convert.add_argument(
-        "--mamba", required=True, help="folder of a Mamba-2 model (state-spaces or transformers layout)"
-    )
+    convert.add_argument("--mamba", required=True, help="folder of a Mamba-2 model (either layout)")
     convert.add_argument("--vision", help="folder of a CLIP or SigLIP model")
     convert.add_argument("--tokenizer", help="folder of the tokenizer (default: the Mamba-2 folder)")
     convert.add_argument("--output", required=True, help="folder to write, new or empty")

@@ -39,7 +39,7 @@ def _choose(presets: dict[str, Any], name: str) -> Any:
 
 @strict
 class Ma2mbaConfig(Mamba2Config):
-    """Configuration of the Mamba-2 language model: the fields and defaults of transformers' `Mamba2Config`, and one more.
+    """Configuration of the Mamba-2 language model: fields and defaults of transformers' `Mamba2Config`, and one more.
 
     Any Mamba-2 `config.json` (`model_type: mamba2`) is read as it is, and means the same thing here.
 
@@ -127,8 +127,8 @@ class VideoMa2mbaConfig(PreTrainedConfig):
     Args:
         vision_config (`dict` or config, *optional*): CLIP (`clip_vision_model`, the default: CLIP-ViT-L/336) or SigLIP
             (`siglip_vision_model`) vision tower.
-        text_config (`dict` or `Ma2mbaConfig`, *optional*): the language model; `model_type: mamba2` is read as `ma2mba`.
-            Default: the 370M preset.
+        text_config (`dict` or `Ma2mbaConfig`, *optional*): the language model; `model_type: mamba2` is read as
+            `ma2mba`. Default: the 370M preset.
         image_token_id (`int`, *optional*, defaults to 50277): placeholder of one visual token of an image.
         video_token_id (`int`, *optional*, defaults to 50278): placeholder of one visual token of a video.
         vision_feature_layer (`int`, *optional*, defaults to -2): hidden state of the tower that is read; -1 is the

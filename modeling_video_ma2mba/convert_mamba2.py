@@ -1,4 +1,4 @@
-"""Mamba-2 checkpoints in: state-spaces folders (original names, flat config) and transformers' own -> `Ma2mbaForCausalLM`.
+"""Mamba-2 folders of state-spaces (original names, flat config) and of transformers in, `Ma2mbaForCausalLM` out.
 
 video-ma2mba convert --mamba mamba2-370m --output ma2mba-370m
 """
@@ -55,9 +55,7 @@ def read_mamba2_config(folder: str | Path, vocab_size: int) -> Ma2mbaConfig:
 
 def _from_flat_config(folder: Path, fields: dict[str, Any], vocab_size: int) -> Ma2mbaConfig:
     if unknown := sorted(fields.keys() - _FLAT_FIELDS):
-        raise ConversionError(
-            f"{folder}/config.json has unknown fields {unknown}; is it a state-spaces Mamba-2 config?"
-        )
+        raise ConversionError(f"{folder}/config.json has unknown fields {unknown}; is it a Mamba-2 config?")
     for name in ("d_model", "n_layer"):
         if not isinstance(fields.get(name), int):
             raise ConversionError(f"{folder}/config.json: {name} is {fields.get(name)!r}, expected a whole number")

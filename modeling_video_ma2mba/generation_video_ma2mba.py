@@ -1,7 +1,7 @@
 """Generation: the state as cache, one prefill for all beams, and the paper's repetition stop.
 
-`generate` first reads the prompt but its last token in segments (vision included, each prompt once, whatever the number
-of beams), then lets transformers decode from that state.
+`generate` first reads the prompt but its last token in segments (vision included, each prompt once, whatever the
+number of beams), then lets transformers decode from that state.
 """
 
 import torch

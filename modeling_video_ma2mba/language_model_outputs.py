@@ -1,7 +1,7 @@
 """From the pieces a model streams to what callers want: kept outputs, logits, loss.
 
-`KeptOutputs` and `NextTokenLoss` each take the pieces one by one, so that nothing of the length of the sequence is held
-that was not asked for. `read_rows` and `read_rows_with_head` are the forwards of the models without and with a head.
+`KeptOutputs` and `NextTokenLoss` each take the pieces one by one, so that nothing of the length of the sequence is
+held that was not asked for. `model_outputs` and `causal_lm_outputs` are the forwards of models without and with a head.
 
 Dims: B batch, T positions, n positions of a piece, D model width, V vocabulary, K kept positions.
 """
@@ -62,8 +62,8 @@ class NextTokenLoss:
     """Sums the cross entropy of the supervised positions; logits exist for those of one piece only.
 
     Position t predicts the row's next real token, `labels` being aligned with the inputs. The sum is divided by
-    `num_items` (the Trainer's count over accumulated batches) or by the number of supervised positions; without any the
-    loss is 0.
+    `num_items` (the Trainer's count over accumulated batches) or by the number of supervised positions; without
+    any the loss is 0.
     """
 
     def __init__(self, rows: Rows, labels: torch.Tensor, head: nn.Module, num_items: torch.Tensor | int | None = None):
@@ -106,7 +106,7 @@ def read_rows(
     output_hidden_states: bool = False,
     segment_length: int | None = None,
 ):
-    """Stream `rows` through `model` (a `Ma2mbaModel`) into the sinks; return the state and the hidden states, if asked.
+    """Stream `rows` through `model` (a `Ma2mbaModel`) into the sinks; return the state and, if asked, hidden states.
 
     `past_key_values` is brought up to date in place once everything has been read, and not before.
     """

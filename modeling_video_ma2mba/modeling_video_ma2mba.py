@@ -1,4 +1,4 @@
-"""Video-Ma²mba (arXiv 2411.19460): a vision tower looks at every frame, a projector maps 144 tokens a frame into Mamba-2.
+"""Video-Ma²mba (arXiv 2411.19460): a vision tower looks at every frame, a projector maps 144 tokens each into Mamba-2.
 
 The language model reads placeholders' visual tokens like words. Where no gradient is needed, vision, projector and
 language model run segment by segment, so memory does not grow with the length of a video beyond its frames.
@@ -53,7 +53,7 @@ class VideoMa2mbaPreTrainedModel(PreTrainedModel):
     _supports_flash_attn = True
 
     def save_pretrained(self, save_directory, **kwargs):
-        """As transformers' own; the folder also carries the code, for `trust_remote_code=True` without this package."""
+        """As transformers' own; the folder also carries the code, for `trust_remote_code=True` elsewhere."""
         with code_in_config(self.config):
             super().save_pretrained(save_directory, **kwargs)
         if kwargs.get("is_main_process", True):
@@ -185,7 +185,7 @@ class VideoMa2mbaModel(VideoMa2mbaPreTrainedModel):
         return embed
 
     def _zero_from_vision(self, embeds: torch.Tensor) -> torch.Tensor:
-        """Return a zero that depends on tower and projector, so that a data-parallel rank without video has gradients."""
+        """Return a zero that depends on tower and projector: a data-parallel rank without video has gradients too."""
         size = self.config.vision_config.image_size
         pixels = torch.zeros(1, 3, size, size, dtype=self.vision_tower.dtype, device=embeds.device)
         return self._encode_pixels(pixels).sum().to(embeds.dtype) * 0
@@ -208,7 +208,7 @@ class VideoMa2mbaModel(VideoMa2mbaPreTrainedModel):
 
         Args:
             input_ids: (B, T) with one placeholder id per visual token.
-            pixel_values: images (N, 3, H, W) in the order of their placeholders, row by row; uint8, or float normalised.
+            pixel_values: images (N, 3, H, W) in the order of their placeholders, row by row; uint8 or normalised float.
             pixel_values_videos: (N, F, 3, H, W), a list of (F, 3, H, W), or `FrameSource`s, likewise.
         """
         rows = Rows(input_ids, inputs_embeds, attention_mask, past_key_values)
@@ -298,7 +298,7 @@ class VideoMa2mbaForConditionalGeneration(VideoMa2mbaPreTrainedModel, Ma2mbaGene
         num_items_in_batch: torch.Tensor | int | None = None,
         **kwargs,
     ) -> CausalLMOutputWithPast:
-        """Read text with images and videos, and predict: arguments as in `VideoMa2mbaModel` and `Ma2mbaForCausalLM`."""
+        """Read text with images and videos, and predict; arguments: see `VideoMa2mbaModel` and `Ma2mbaForCausalLM`."""
         language_model = self.model.language_model
         rows = Rows(input_ids, inputs_embeds, attention_mask, past_key_values)
         return causal_lm_outputs(

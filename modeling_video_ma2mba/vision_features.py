@@ -20,8 +20,8 @@ class FrameSequence:
 
     Args:
         given: (N, F, 3, H, W), a list of (F, 3, H, W), or one or a list of `FrameSource`s (`len(fs)`,
-            `fs[i:j] -> uint8 (j-i, 3, H, W)`). Images: (N, 3, H, W), each one frame. uint8 frames are normalised on the
-            device, float frames are taken as normalised.
+            `fs[i:j] -> uint8 (j-i, 3, H, W)`). Images: (N, 3, H, W), each one frame. uint8 frames are normalised on
+            the device, float frames are taken as normalised.
         image_size: H and W. mean, std: per channel, of frames scaled to 0..1.
         name: the argument, for error messages.
     """

@@ -1,6 +1,7 @@
 """The prompt format of the paper's Table 5, as a Jinja template. Whitespace is part of it: there is none.
 
-<|system|>You are a helpful assistant.<|endoftext|><|user|>{video}{question}<|endoftext|><|assistant|>{answer}<|endoftext|>
+<|system|>You are a helpful assistant.<|endoftext|><|user|>{video}{question 1}<|endoftext|>
+<|assistant|>{answer 1}<|endoftext|><|user|>{question 2}<|endoftext|>...   (without the line break)
 """
 
 CHAT_TEMPLATE = (

@@ -18,8 +18,8 @@ class VideoMa2mbaImageProcessor(BaseImageProcessor):
 
     Args:
         size: side of the square, in pixels: `vision_config.image_size`.
-        frame_fit: `"crop"` scales the shorter side to `size` and cuts the middle out, as CLIP does (and loses 44 % of a
-            16:9 picture); `"pad"` scales the longer side and fills up with the mean colour; `"stretch"` ignores the
+        frame_fit: `"crop"` scales the shorter side to `size` and cuts the middle out, as CLIP does (and loses 44 % of
+            a 16:9 picture); `"pad"` scales the longer side and fills up with the mean colour; `"stretch"` ignores the
             shape.
         image_mean: per channel, 0..1; the colour of padding.
     """

@@ -85,15 +85,15 @@ class VideoMa2mbaProcessor(ProcessorMixin):
 
         Args:
             images: image or (nested) list of images: PIL, uint8 array, path or URL.
-            videos: video or (nested) list of videos: path, uint8 frames (F, H, W, 3) or (F, 3, H, W) already sampled, list
-                of PIL frames, or a `FrameSource` of fitted frames.
+            videos: video or (nested) list of videos: path, uint8 frames (F, H, W, 3) or (F, 3, H, W) already sampled,
+                list of PIL frames, or a `FrameSource` of fitted frames.
             fps, max_frames: in place of the processor's own. num_frames: exactly this many frames, uniformly.
             allow_damaged: go on with what can be read of a damaged or cut video, with a warning, instead of raising.
             text_kwargs: for the tokenizer.
 
         Returns:
-            `input_ids`, `attention_mask`; `pixel_values` (N, 3, H, W) uint8; `pixel_values_videos` (N, F, 3, H, W) uint8,
-            or a list of (F, 3, H, W) where lengths differ, or the `FrameSource`s.
+            `input_ids`, `attention_mask`; `pixel_values` (N, 3, H, W) uint8; `pixel_values_videos` (N, F, 3, H, W)
+            uint8, or a list of (F, 3, H, W) where lengths differ, or the `FrameSource`s.
 
         Raises:
             VideoReadError: a video cannot be read. ValueError: placeholders and media differ in number.
