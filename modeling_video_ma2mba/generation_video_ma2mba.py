@@ -5,7 +5,7 @@ number of beams), then lets transformers decode from that state.
 """
 
 import torch
-from transformers import GenerationMixin, LogitsProcessorList, StoppingCriteria, SuppressTokensLogitsProcessor
+from transformers import GenerationMixin, LogitsProcessor, LogitsProcessorList, StoppingCriteria
 
 from .state import RecurrentState
 
@@ -38,6 +38,16 @@ class RepetitionStop(StoppingCriteria):
         return (windows[:, :-1] == windows[:, -1:]).all(dim=-1).any(dim=-1)
 
 
+class NoPlaceholders(LogitsProcessor):
+    """Never generates the ids that stand for visual tokens. (A class of its own: it adds to `suppress_tokens`.)"""
+
+    def __init__(self, token_ids: list[int]):
+        self.token_ids = token_ids
+
+    def __call__(self, input_ids: torch.LongTensor, scores: torch.Tensor) -> torch.Tensor:
+        return scores.index_fill(1, torch.tensor(self.token_ids, device=scores.device), -torch.inf)
+
+
 class Ma2mbaGenerationMixin(GenerationMixin):
     """`generate` for models whose cache is a `RecurrentState`."""
 
@@ -55,8 +65,7 @@ class Ma2mbaGenerationMixin(GenerationMixin):
         kwargs = {name: value for name, value in kwargs.items() if value is not None}
         placeholders = self._placeholder_ids()
         if placeholders:
-            suppress = SuppressTokensLogitsProcessor(placeholders, device=self.device)
-            logits_processor = LogitsProcessorList([*(logits_processor or []), suppress])
+            logits_processor = LogitsProcessorList([*(logits_processor or []), NoPlaceholders(placeholders)])
         options = {"generation_config": generation_config, "logits_processor": logits_processor}
         settings = generation_config if generation_config is not None else self.generation_config
         use_cache = kwargs.get("use_cache", settings.use_cache)

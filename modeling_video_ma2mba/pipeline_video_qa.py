@@ -49,7 +49,8 @@ class VideoQAPipeline(Pipeline):
             video: path, or frames as the processor takes them; or a list of them.
             question: text, or a list: one for each video, or several about one video.
             kwargs: `fps`, `num_frames`, `max_frames`, `allow_damaged` (for the processor), `system` (text of the
-                system turn), `stop_on_repetition` (default True: the paper's rule), `batch_size`, and what `generate` takes.
+                system turn), `stop_on_repetition` (default True: the paper's rule), `batch_size`, and
+                what `generate` takes.
 
         Returns:
             `{"answer": str}`, or a list of these where lists were given.
