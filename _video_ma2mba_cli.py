@@ -1,4 +1,4 @@
-"""The console script `video-ma2mba`. Until a command runs only the standard library is imported: `--help` is instant."""
+"""The console script `video-ma2mba`; the standard library alone is imported until a command runs: `--help` is instant."""
 
 import argparse
 import sys

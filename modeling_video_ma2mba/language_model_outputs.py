@@ -1,7 +1,7 @@
 """From the pieces a model streams to what callers want: kept outputs, logits, loss.
 
 `KeptOutputs` and `NextTokenLoss` each take the pieces one by one, so that nothing of the length of the sequence is
-held that was not asked for. `model_outputs` and `causal_lm_outputs` are the forwards of models without and with a head.
+held that was not asked for. `model_outputs` and `causal_lm_outputs` are the forwards without and with a head.
 
 Dims: B batch, T positions, n positions of a piece, D model width, V vocabulary, K kept positions.
 """

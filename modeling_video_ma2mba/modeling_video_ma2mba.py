@@ -208,7 +208,7 @@ class VideoMa2mbaModel(VideoMa2mbaPreTrainedModel):
 
         Args:
             input_ids: (B, T) with one placeholder id per visual token.
-            pixel_values: images (N, 3, H, W) in the order of their placeholders, row by row; uint8 or normalised float.
+            pixel_values: images (N, 3, H, W) in the order of their placeholders, row by row; uint8, or normalised.
             pixel_values_videos: (N, F, 3, H, W), a list of (F, 3, H, W), or `FrameSource`s, likewise.
         """
         rows = Rows(input_ids, inputs_embeds, attention_mask, past_key_values)
