@@ -1,4 +1,4 @@
-"""The console script `video-ma2mba`; the standard library alone is imported until a command runs: `--help` is instant."""
+"""The console script `video-ma2mba`. Heavy imports wait until a command runs, so that `--help` is instant."""
 
 import argparse
 import sys

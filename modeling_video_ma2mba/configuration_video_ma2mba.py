@@ -58,7 +58,7 @@ class Ma2mbaConfig(Mamba2Config):
     """
 
     model_type = "ma2mba"
-    keys_to_ignore_at_inference = ("past_key_values",)
+    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012
 
     backend: str = "auto"
 
@@ -148,7 +148,7 @@ class VideoMa2mbaConfig(PreTrainedConfig):
     """
 
     model_type = "video_ma2mba"
-    keys_to_ignore_at_inference = ("past_key_values",)
+    keys_to_ignore_at_inference = ["past_key_values"]  # noqa: RUF012
     sub_configs = {"vision_config": PreTrainedConfig, "text_config": Ma2mbaConfig}  # noqa: RUF012
 
     vision_config: dict | PreTrainedConfig | None = None

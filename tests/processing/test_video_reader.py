@@ -3,10 +3,8 @@
 import http.server
 import inspect
 import os
-import shutil
 import socket
 import struct
-import subprocess
 import sys
 import threading
 import time
@@ -17,7 +15,7 @@ import pytest
 from PIL import Image
 
 from modeling_video_ma2mba.processing import video_reader
-from modeling_video_ma2mba.processing.video_decoder import MAX_PIXELS, VideoDecoder
+from modeling_video_ma2mba.processing.video_decoder import VideoDecoder
 from modeling_video_ma2mba.processing.video_errors import VideoReadError
 from modeling_video_ma2mba.processing.video_reader import iter_frames, probe
 from modeling_video_ma2mba.train.synthetic_video import make_clip, numbered_frames, read_number, write_video
@@ -446,8 +444,8 @@ def test_corruption_ends_in_right_frames_or_our_error(name, tmp_path):
     whole = write(tmp_path / name, 240, noise=30, **kinds.get(name, {}))
     bad = damage(whole, tmp_path / f"bad-{name}", [(0.4, 0.5)])
     if name == "a.mkv":
-        # Matroska skips what it cannot read: the last frame before stands for the lost ones.
-        got = read(bad, fps=5)
+        # Matroska may skip what it cannot read without a word: the last frame before stands for the lost ones.
+        got = read(bad, fps=5, allow_damaged=True)
         behind = [round(30 * moment) - number for moment, number in got]
         assert len(got) == 40 and min(behind) >= 0 and sum(late > 0 for late in behind) < 8
         return
@@ -557,78 +555,3 @@ def test_an_abandoned_iterator_lets_go_of_the_file(film):
     assert open_files() == 1
     frames.close()
     assert open_files() == 0
-
-
-@pytest.fixture(scope="session")
-def copy(tmp_path_factory):
-    """The reader's files alone, in a folder `flat`, as they are on the Hub."""
-    folder = tmp_path_factory.mktemp("copy")
-    os.mkdir(folder / "flat")
-    for name in ("video_reader", "video_decoder", "decord_reader", "video_errors", "frame_sampling"):
-        shutil.copy(os.path.join(os.path.dirname(video_reader.__file__), f"{name}.py"), folder / "flat")
-    return folder
-
-
-def test_the_files_work_without_the_package(copy, film):
-    code = (
-        "import sys, flat.video_reader as r; assert len(next(r.iter_frames(sys.argv[1]))[0]) == 20; "
-        "assert 'modeling_video_ma2mba' not in sys.modules and 'torch' not in sys.modules"
-    )
-    subprocess.run([sys.executable, "-c", code, str(film)], check=True, cwd=copy)
-
-
-MEMORY = """
-import sys
-from flat.video_errors import VideoReadError
-from flat.video_reader import iter_frames
-def rss():
-    with open("/proc/self/statm") as f: return int(f.read().split()[1]) * 4096 / 2**20
-def peak():
-    # Not ru_maxrss: a child process inherits its parent's.
-    with open("/proc/self/status") as f: return next(int(x.split()[1]) / 1024 for x in f if x.startswith("VmHWM"))
-def once(path):
-    try:
-        for _ in iter_frames(path, fps=3): pass
-    except VideoReadError: pass
-"""
-
-
-def run_memory(folder, code, *paths):
-    """Run code in a process of its own that holds nothing but the reader, and return the numbers that it prints."""
-    command = [sys.executable, "-c", MEMORY + code, *map(str, paths)]
-    done = subprocess.run(command, check=True, capture_output=True, text=True, cwd=folder)
-    return [float(value) for value in done.stdout.split()]
-
-
-def test_many_opens_do_not_leak(copy, tmp_path):
-    good = write(tmp_path / "good.mp4", 60, height=128, width=192)
-    cut = tmp_path / "cut.mp4"
-    cut.write_bytes(good.read_bytes()[:3000])
-    code = """
-for _ in range(30): [once(p) for p in sys.argv[1:]]
-before = rss()
-for _ in range(100): [once(p) for p in sys.argv[1:]]
-print(before, rss())
-"""
-    before, after = run_memory(copy, code, good, cut)
-    # 200 more opens; one leaked frame each would be 7 MiB, one leaked decoder far more.
-    assert after - before < 4, (before, after)
-
-
-def test_memory_does_not_grow_with_the_length(copy, tmp_path):
-    random = np.random.default_rng(0)
-    picture = random.integers(0, 256, (45, 80, 3), dtype=np.uint8).repeat(8, 0).repeat(8, 1)  # (360, 640, 3)
-    for name, count in (("short.mp4", 60), ("long.mp4", 600)):
-        frames = (np.roll(picture, index, axis=1) for index in range(count))
-        write_video(tmp_path / name, frames, 30, options={"preset": "ultrafast"})
-    code = "once(sys.argv[1]); print(peak())"
-    (short,), (long,) = (run_memory(copy, code, tmp_path / name) for name in ("short.mp4", "long.mp4"))
-    # 60 sampled pictures of 691 kB are 40 MiB; a chunk of 32 and its stack is 44 MiB, in both.
-    assert long < 250 and long - short < 50, (short, long)
-
-
-def test_absurd_sizes_allocate_nothing(copy, refused):
-    code = "once(sys.argv[1]); print(peak())"
-    for case in ("absurd size", "absurd size y4m"):
-        (peak,) = run_memory(copy, code, refused[case][0])
-        assert peak < 200 < MAX_PIXELS * 3 / 2**20 * 4, peak

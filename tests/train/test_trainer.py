@@ -1,0 +1,95 @@
+"""transformers' Trainer on the video model: every parameter moves, a killed run resumes exactly, checkpointing is exact."""
+
+import pytest
+import torch
+from transformers import Trainer, TrainingArguments
+
+from modeling_video_ma2mba import VideoMa2mbaForConditionalGeneration
+
+VIDEO_ID, FRAME_TOKENS = 3, 4
+
+
+class ColourQuestions(torch.utils.data.Dataset):
+    """Random frames, two words of question, an answer and the end token."""
+
+    def __len__(self):
+        return 24
+
+    def __getitem__(self, i):
+        frames = 1 + i % 3
+        pixels = torch.randint(
+            0, 255, (frames, 3, 56, 56), generator=torch.Generator().manual_seed(i), dtype=torch.uint8
+        )
+        prompt = [VIDEO_ID] * (FRAME_TOKENS * frames) + [8, 9]
+        answer = [10 + i % 4, 0]
+        return {"pixels": pixels, "ids": prompt + answer, "labels": [-100] * len(prompt) + answer}
+
+
+def collate(rows):
+    longest = max(len(row["ids"]) for row in rows)
+    ids = torch.zeros(len(rows), longest, dtype=torch.long)
+    mask, labels = torch.zeros_like(ids), torch.full_like(ids, -100)
+    for i, row in enumerate(rows):
+        length = len(row["ids"])
+        ids[i, :length] = torch.tensor(row["ids"])
+        labels[i, :length] = torch.tensor(row["labels"])
+        mask[i, :length] = 1
+    pixels = [row["pixels"] for row in rows]
+    return {"input_ids": ids, "attention_mask": mask, "labels": labels, "pixel_values_videos": pixels}
+
+
+@pytest.fixture
+def train(tiny_video_config, tmp_path):
+    """Return a function that trains a fresh model and returns (trainer, model)."""
+
+    def run(name, steps, resume=None, **options):
+        torch.manual_seed(0)
+        model = VideoMa2mbaForConditionalGeneration(tiny_video_config)
+        arguments = TrainingArguments(
+            output_dir=str(tmp_path / name), max_steps=steps, per_device_train_batch_size=3,
+            gradient_accumulation_steps=2, learning_rate=3e-3, logging_steps=1, report_to=[], use_cpu=True,
+            remove_unused_columns=False, save_steps=2, seed=0, disable_tqdm=True, **options,
+        )  # fmt: skip
+        data = ColourQuestions()
+        trainer = Trainer(model=model, args=arguments, train_dataset=data, eval_dataset=data, data_collator=collate)
+        trainer.train(resume_from_checkpoint=resume)
+        return trainer, model
+
+    return run
+
+
+def losses(trainer):
+    return [entry["loss"] for entry in trainer.state.log_history if "loss" in entry]
+
+
+def test_training_moves_every_parameter_but_the_listed_ones(train, tiny_video_config):
+    torch.manual_seed(0)
+    before = dict(VideoMa2mbaForConditionalGeneration(tiny_video_config).named_parameters())
+    trainer, model = train("run", 6)
+    still = [name for name, parameter in model.named_parameters() if torch.equal(parameter, before[name])]
+    assert sorted(still) == sorted(model.unused_parameters())
+    assert losses(trainer)[-1] < losses(trainer)[0] / 2
+    assert trainer.evaluate()["eval_loss"] < losses(trainer)[0] / 2
+
+
+def test_a_killed_run_resumes_exactly(train, tmp_path):
+    trainer, model = train("whole", 6)
+    resumed, again = train("resumed", 6, resume=str(tmp_path / "whole" / "checkpoint-4"))
+    for (name, one), two in zip(model.named_parameters(), again.parameters()):
+        assert torch.equal(one, two), name
+    assert losses(resumed) == losses(trainer)
+
+
+def test_per_layer_checkpointing_changes_nothing(train):
+    plain, model = train("plain", 3)
+    checkpointed, again = train("checkpointed", 3, gradient_checkpointing=True)
+    assert losses(plain) == losses(checkpointed)
+    assert all(torch.equal(one, two) for one, two in zip(model.parameters(), again.parameters()))
+
+
+def test_bf16_autocast_keeps_fp32_master_weights(train):
+    trainer, model = train("bf16", 3, bf16=True)
+    assert all(parameter.dtype == torch.float32 for parameter in model.parameters())
+    reference, _ = train("fp32", 3)
+    assert losses(trainer) != losses(reference)
+    assert losses(trainer) == pytest.approx(losses(reference), rel=0.2)
