@@ -49,6 +49,7 @@ def load_scan_kernel() -> Callable | str:
             return "mamba-ssm is not installed"
         before = set(sys.modules)
         try:
+            importlib.import_module("mamba_ssm")
             return importlib.import_module(name).mamba_chunk_scan_combined
         except Exception:
             _forget_modules(before)

@@ -314,7 +314,7 @@ class Ma2mbaModel(Ma2mbaPreTrainedModel):
             chunk_size=config.chunk_size,
             batch_size=batch_size,
         )
-        return max(config.chunk_size, tokens // config.chunk_size * config.chunk_size)
+        return tokens // config.chunk_size * config.chunk_size or max(1, tokens)
 
     @can_return_tuple
     def forward(

@@ -1,0 +1,42 @@
+"""Every Python snippet of the README runs as it stands, in order, on a tiny model."""
+
+import re
+from pathlib import Path
+
+import numpy as np
+import torch
+from transformers import Mamba2Config, Mamba2ForCausalLM
+
+from modeling_video_ma2mba.train.synthetic_video import write_video
+
+README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+
+
+def test_snippets_run(tiny_video_model, processor, tmp_path, monkeypatch):
+    snippets = re.findall(r"```python\n(.*?)```", README, flags=re.DOTALL)
+    assert len(snippets) >= 4
+    monkeypatch.chdir(tmp_path)
+    tiny_video_model.save_pretrained("model")
+    processor.save_pretrained("model")
+    config = Mamba2Config(
+        hidden_size=64, num_heads=4, head_dim=32, n_groups=1, num_hidden_layers=2, vocab_size=32, state_size=16
+    )
+    Mamba2ForCausalLM(config).save_pretrained("mamba2")
+    for name in ("film.mp4", "a.mp4", "b.mp4"):
+        write_video(name, np.full((20, 64, 64, 3), 99, dtype=np.uint8), fps=10)
+    names = {"path": "model", "mamba2_folder": "mamba2"}
+    torch.manual_seed(0)
+    for snippet in snippets:
+        exec(compile(snippet, "README.md", "exec"), names)
+    assert Path("film.safetensors").is_file()
+
+
+def test_commands_exist():
+    """Every `video-ma2mba COMMAND` and `make TARGET` named in the README is there."""
+    import _video_ma2mba_cli as cli
+
+    commands = cli._parser()._subparsers._group_actions[0].choices
+    assert set(re.findall(r"video-ma2mba (\w+)", README)) - {"is"} <= set(commands)
+    makefile = (Path(__file__).resolve().parents[1] / "Makefile").read_text()
+    for target in re.findall(r"^make ([\w-]+)", README, flags=re.MULTILINE):
+        assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
