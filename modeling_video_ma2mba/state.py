@@ -110,7 +110,7 @@ class RecurrentState:
     def from_cache(cls, cache: DynamicCache, seen_tokens: int) -> "RecurrentState":
         """Read the cache of a `Mamba2ForCausalLM`, whose convolution state has one (never used) column more."""
         for i, layer in enumerate(cache.layers):
-            if not getattr(layer, "conv_states", None) or not getattr(layer, "recurrent_states", None):
+            if any((getattr(layer, name, None) or {}).get(0) is None for name in ("conv_states", "recurrent_states")):
                 raise ValueError(f"layer {i} of the cache holds no Mamba-2 state; run a forward with it first")
         return cls(
             [layer.conv_states[0][:, :, 1:].transpose(1, 2).contiguous() for layer in cache.layers],
@@ -156,16 +156,17 @@ class RecurrentState:
                 header = file.metadata() or {}
                 if header.get("format") != _FORMAT:
                     raise ValueError(f"{path}: not a state file of this version ({_FORMAT})")
-                cls._check_header(path, file, config)
+                seen_tokens, metadata = _read_header(path, header)
+                cls._check_tensors(path, file, config)
                 layers = range(config.num_hidden_layers)
                 conv = [file.get_tensor(f"layers.{i}.conv") for i in layers]
                 ssm = [file.get_tensor(f"layers.{i}.ssm") for i in layers]
         except SafetensorError as error:
             raise ValueError(f"{path}: damaged or not a safetensors file ({error})") from error
-        return cls(conv, ssm, int(header["seen_tokens"])), json.loads(header["metadata"])
+        return cls(conv, ssm, seen_tokens), metadata
 
     @classmethod
-    def _check_header(cls, path, file, config: Ma2mbaConfig) -> None:
+    def _check_tensors(cls, path, file, config: Ma2mbaConfig) -> None:
         expected = {f"layers.{i}.{name}" for i in range(config.num_hidden_layers) for name in ("conv", "ssm")}
         if set(file.keys()) != expected:
             raise ValueError(
@@ -180,3 +181,14 @@ class RecurrentState:
                 raise ValueError(f"{path}: {name} is {tuple(tensor.get_shape())}, this model needs {shape}")
             if tensor.get_dtype() not in ("F64", "F32", "BF16", "F16"):
                 raise ValueError(f"{path}: {name} has dtype {tensor.get_dtype()}; a state is floating point")
+
+
+def _read_header(path: str | Path, header: dict[str, str]) -> tuple[int, dict[str, str]]:
+    """Return the tokens seen and the metadata."""
+    try:
+        seen_tokens, metadata = int(header["seen_tokens"]), json.loads(header["metadata"])
+    except (KeyError, ValueError) as error:
+        raise ValueError(f"{path}: its header is damaged ({error!r})") from error
+    if seen_tokens < 0 or not isinstance(metadata, dict):
+        raise ValueError(f"{path}: its header is damaged (seen_tokens={seen_tokens})")
+    return seen_tokens, metadata

@@ -1,4 +1,4 @@
-"""The language model: parity with transformers, exact at every split, exact under every padding, fp32 where it counts."""
+"""The language model: parity with transformers, exact at every split and padding, fp32 where it counts."""
 
 import copy
 
@@ -209,7 +209,9 @@ def test_gradients_of_padded_rows_are_those_of_the_rows_alone(name):
     ids = tokens(*mask.shape)
     loss = net(ids, attention_mask=mask, labels=ids, num_items_in_batch=10).loss
     padded = torch.autograd.grad(loss, net.parameters())
-    rows = [net(ids[i : i + 1, m], labels=ids[i : i + 1, m], num_items_in_batch=10).loss for i, m in enumerate(mask.bool())]
+    rows = [
+        net(ids[i : i + 1, m], labels=ids[i : i + 1, m], num_items_in_batch=10).loss for i, m in enumerate(mask.bool())
+    ]
     alone = torch.autograd.grad(sum(rows), net.parameters())
     torch.testing.assert_close(loss, sum(rows), **EXACT)
     for one, two in zip(padded, alone):

@@ -132,7 +132,7 @@ def test_errors_say_what_to_do(processor, videos, tmp_path):
         processor(text="<video>", videos=videos[0], truncation=True)
     with pytest.raises(ValueError, match="give text"):
         processor(videos=videos[0])
-    with pytest.raises(VideoReadError, match="missing.mp4"):
+    with pytest.raises(VideoReadError, match=r"missing\.mp4"):
         processor(text="<video>", videos=str(tmp_path / "missing.mp4"))
     with pytest.raises(TypeError, match="int"):
         processor(text="<video>", videos=3)

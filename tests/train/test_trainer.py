@@ -1,4 +1,4 @@
-"""transformers' Trainer on the video model: every parameter moves, a killed run resumes exactly, checkpointing is exact."""
+"""transformers' Trainer on the video model: all parameters move, a killed run resumes exactly."""
 
 import pytest
 import torch
