@@ -3,10 +3,12 @@
 They hold numbers only; nothing here builds a module.
 """
 
+import math
 from typing import Any
 
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPVisionConfig, Mamba2Config, PreTrainedConfig, SiglipVisionConfig
+from transformers.activations import ACT2FN
 
 BACKENDS = ("auto", "torch", "triton")
 
@@ -91,21 +93,21 @@ class Ma2mbaConfig(Mamba2Config):
         super().validate_architecture()
         if self.backend not in BACKENDS:
             raise ValueError(f"backend={self.backend!r} is not one of {', '.join(BACKENDS)}")
-        for name in (
-            "hidden_size",
-            "num_heads",
-            "head_dim",
-            "state_size",
-            "num_hidden_layers",
-            "n_groups",
-            "vocab_size",
-        ):
+        sizes = ("hidden_size", "num_heads", "head_dim", "state_size", "num_hidden_layers", "n_groups", "vocab_size")
+        for name in (*sizes, "chunk_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"{name}={getattr(self, name)} must be at least 1")
         if self.conv_kernel < 2:
             raise ValueError(f"conv_kernel={self.conv_kernel} must be at least 2")
         if self.num_heads % self.n_groups:
             raise ValueError(f"num_heads={self.num_heads} must be a multiple of n_groups={self.n_groups}")
+        limit = tuple(self.time_step_limit)
+        if len(limit) != 2 or not 0 <= limit[0] <= limit[1]:
+            raise ValueError(f"time_step_limit={limit} must be a smallest and a largest time step, 0 or more")
+        if not 0 < self.time_step_min <= self.time_step_max < math.inf:
+            raise ValueError(f"time_step_min={self.time_step_min}, time_step_max={self.time_step_max}: 0 < min <= max")
+        if not 0 < self.layer_norm_epsilon < math.inf:
+            raise ValueError(f"layer_norm_epsilon={self.layer_norm_epsilon} must be positive")
         if self.hidden_act not in ("silu", "swish"):
             raise ValueError(f"hidden_act={self.hidden_act!r} is not supported: Mamba-2 uses 'silu'")
 
@@ -192,6 +194,8 @@ class VideoMa2mbaConfig(PreTrainedConfig):
     def validate_vision(self):
         """Check everything the vision path relies on; raise `ValueError` naming the field."""
         vision = self.vision_config
+        if not isinstance(vision.image_size, int) or not isinstance(vision.patch_size, int):
+            raise ValueError(f"vision_config: image_size={vision.image_size!r} and patch_size must be whole numbers")
         if vision.image_size < vision.patch_size or vision.patch_size < 1:
             raise ValueError(
                 f"vision_config: image_size={vision.image_size} must be at least patch_size={vision.patch_size}"
@@ -211,10 +215,14 @@ class VideoMa2mbaConfig(PreTrainedConfig):
                 raise ValueError(
                     f"{name}={getattr(self, name)} is outside the {self.text_config.vocab_size} rows of the embedding"
                 )
-        if len(self.image_mean) != vision.num_channels or len(self.image_std) != vision.num_channels:
-            raise ValueError(f"image_mean and image_std need {vision.num_channels} values each")
-        if not all(std > 0 for std in self.image_std):
-            raise ValueError(f"image_std={self.image_std} must be positive")
+        if vision.num_channels != 3:
+            raise ValueError(f"vision_config: num_channels={vision.num_channels}; frames have 3")
+        if len(self.image_mean) != 3 or not all(math.isfinite(mean) for mean in self.image_mean):
+            raise ValueError(f"image_mean={self.image_mean} must be 3 numbers")
+        if len(self.image_std) != 3 or not all(0 < std < math.inf for std in self.image_std):
+            raise ValueError(f"image_std={self.image_std} must be 3 positive numbers")
+        if self.projector_hidden_act not in ACT2FN:
+            raise ValueError(f"projector_hidden_act={self.projector_hidden_act!r} is no activation of transformers")
 
     @property
     def feature_layers_run(self) -> int:
@@ -234,7 +242,7 @@ class VideoMa2mbaConfig(PreTrainedConfig):
 
 
 def _choose_vision_config(model_type: str) -> type[PreTrainedConfig]:
-    if model_type not in _VISION_CONFIGS:
+    if not isinstance(model_type, str) or model_type not in _VISION_CONFIGS:
         raise ValueError(f"vision_config has model_type={model_type!r}; allowed are {', '.join(_VISION_CONFIGS)}")
     return _VISION_CONFIGS[model_type]
 

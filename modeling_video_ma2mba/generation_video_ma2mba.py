@@ -58,7 +58,9 @@ class Ma2mbaGenerationMixin(GenerationMixin):
         - prompts may be padded on either side or inside; a masked position never matters
         - `prefill_chunk_size` sets the piece length of the prefill, with videos too; the result does not depend on it
         - `past_key_values` is a `RecurrentState` and is left as it was (the one after the answer is in the output with
-          `return_dict_in_generate=True`); give the whole ids, or the new ones alone
+          `return_dict_in_generate=True`); give the whole ids, or the new ones alone. The attention mask tells which:
+          as long as the ids, or as what was seen and the new ids together. New ids may go without while they are no
+          more than what was seen
         - placeholders of visual tokens are never generated
         """
         input_ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
@@ -70,6 +72,8 @@ class Ma2mbaGenerationMixin(GenerationMixin):
         settings = generation_config if generation_config is not None else self.generation_config
         use_cache = kwargs.get("use_cache", settings.use_cache)
         if input_ids is None or "inputs_embeds" in kwargs or use_cache is False:
+            if isinstance(state := kwargs.get("past_key_values"), RecurrentState):
+                kwargs["past_key_values"] = state.fork()
             return super().generate(input_ids, **options, **kwargs)
 
         input_ids = input_ids.to(self.device)
@@ -128,7 +132,12 @@ class Ma2mbaGenerationMixin(GenerationMixin):
                     f"past_key_values is a {type(state).__name__}; pass the RecurrentState of an earlier output"
                 )
             state, seen = state.fork(), state.seen_tokens
-        total = mask.shape[1] if mask is not None else (length if length > seen else length + seen)
+        if mask is None and 0 < seen < length:
+            raise ValueError(
+                f"{length} ids after a state of {seen} tokens may be the whole prompt or new ids alone: pass an "
+                f"attention_mask of {length} columns if they are the whole, of {length + seen} if they are new"
+            )
+        total = mask.shape[1] if mask is not None else length + seen
         if total not in (length, length + seen) or total <= seen:
             raise ValueError(
                 f"{length} ids with an attention_mask of {total} columns do not continue a state of {seen} tokens: "

@@ -73,7 +73,7 @@ class NextTokenLoss:
             )
         labels = rows.to_front(labels.to(rows.device), IGNORE_INDEX)
         self.targets = F.pad(labels[:, 1:], (0, 1), value=IGNORE_INDEX)  # shifted once, so pieces need no overlap
-        self.num_items = (self.targets != IGNORE_INDEX).sum().clamp(min=1) if num_items is None else num_items
+        self.num_items = (self.targets != IGNORE_INDEX).sum() if num_items is None else num_items
         self.head = head
         self.total = None
 
@@ -87,8 +87,7 @@ class NextTokenLoss:
 
     def result(self) -> torch.Tensor:
         """Return the scalar loss."""
-        num_items = self.num_items
-        return self.total / (num_items.to(self.total.device) if torch.is_tensor(num_items) else num_items)
+        return self.total / torch.as_tensor(self.num_items, device=self.total.device).clamp(min=1)
 
 
 def logits_of(head: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
@@ -170,7 +169,12 @@ def _kept(logits_to_keep: int | torch.Tensor, rows: Rows) -> torch.Tensor | None
     if torch.is_tensor(logits_to_keep):
         if logits_to_keep.ndim != 1:
             raise ValueError(f"logits_to_keep of shape {tuple(logits_to_keep.shape)}: give a number or 1-D positions")
-        return logits_to_keep.to(rows.device) % rows.full_length
+        length = rows.full_length
+        if ((logits_to_keep < -length) | (logits_to_keep >= length)).any():
+            raise ValueError(f"logits_to_keep={logits_to_keep.tolist()} has positions outside the {length} tokens")
+        return logits_to_keep.to(rows.device) % length
+    if logits_to_keep < 0:
+        raise ValueError(f"logits_to_keep={logits_to_keep}: give a number of last positions, or positions as a tensor")
     if logits_to_keep == 0:
         return None
     first = max(0, rows.full_length - logits_to_keep)

@@ -196,9 +196,9 @@ class Ma2mbaPreTrainedModel(PreTrainedModel):
             init.kaiming_uniform_(module.conv1d.weight, a=math.sqrt(5))
             if module.conv1d.bias is not None:
                 init.zeros_(module.conv1d.bias)
-            init.kaiming_uniform_(module.out_proj.weight, a=math.sqrt(5))
-            if module.config.rescale_prenorm_residual:
-                module.out_proj.weight /= math.sqrt(module.config.num_hidden_layers)
+            depth = module.config.num_hidden_layers if module.config.rescale_prenorm_residual else 1
+            bound = 1 / math.sqrt(module.config.intermediate_size * depth)
+            init.uniform_(module.out_proj.weight, -bound, bound)
 
 
 class Ma2mbaModel(Ma2mbaPreTrainedModel):

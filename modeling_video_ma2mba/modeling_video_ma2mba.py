@@ -52,6 +52,20 @@ class VideoMa2mbaPreTrainedModel(PreTrainedModel):
     _supports_sdpa = True
     _supports_flash_attn = True
 
+    @classmethod
+    def from_pretrained(cls, *args, **kwargs):
+        """As transformers' own; loading makes parameters anew, so those that never run are frozen again."""
+        loaded = super().from_pretrained(*args, **kwargs)
+        (loaded[0] if isinstance(loaded, tuple) else loaded).freeze_unused_parameters()
+        return loaded
+
+    def freeze_unused_parameters(self) -> None:
+        """Freeze `unused_parameters()`: without it data-parallel training would wait for their gradients."""
+        unused = set(self.unused_parameters())
+        for name, parameter in self.named_parameters():
+            if name in unused:
+                parameter.requires_grad_(False)
+
     def save_pretrained(self, save_directory, **kwargs):
         """As transformers' own; the folder also carries the code, for `trust_remote_code=True` elsewhere."""
         with code_in_config(self.config):
@@ -77,11 +91,8 @@ class VideoMa2mbaModel(VideoMa2mbaPreTrainedModel):
         self.vision_tower = AutoModel.from_config(config.vision_config)
         self.multi_modal_projector = VideoMa2mbaProjector(config)
         self.language_model = Ma2mbaModel._from_config(config.text_config)
-        unused = set(unused_tower_parameters(self.vision_tower, config.feature_layers_run))
-        for name, parameter in self.vision_tower.named_parameters():
-            if name in unused:
-                parameter.requires_grad_(False)
         self.post_init()
+        self.freeze_unused_parameters()
 
     def unused_parameters(self) -> list[str]:
         """Return the names of the parameters behind the feature layer: saved and loaded, frozen, never run."""

@@ -7,6 +7,7 @@ Dims: B batch, W convolution width, C convolution channels, H heads, P head dim,
 """
 
 import json
+import re
 from collections.abc import Callable
 from pathlib import Path
 
@@ -173,22 +174,27 @@ class RecurrentState:
                 f"{path}: holds {len(file.keys())} tensors, this model of {config.num_hidden_layers} layers "
                 f"needs {len(expected)}: the state of another model"
             )
-        batch_size = file.get_slice("layers.0.ssm").get_shape()[0]
+        batch_size = (file.get_slice("layers.0.ssm").get_shape() or [0])[0]
+        if batch_size < 1:
+            raise ValueError(f"{path}: holds no rows")
         for name in sorted(expected):
             tensor = file.get_slice(name)
             shape = cls.shapes(config, batch_size)[name.endswith("ssm")]
             if tuple(tensor.get_shape()) != shape:
                 raise ValueError(f"{path}: {name} is {tuple(tensor.get_shape())}, this model needs {shape}")
-            if tensor.get_dtype() not in ("F64", "F32", "BF16", "F16"):
-                raise ValueError(f"{path}: {name} has dtype {tensor.get_dtype()}; a state is floating point")
+            allowed = ("F64", "F32") if name.endswith("ssm") else ("F64", "F32", "BF16", "F16")
+            if tensor.get_dtype() not in allowed:
+                raise ValueError(f"{path}: {name} has dtype {tensor.get_dtype()}, allowed are {', '.join(allowed)}")
 
 
 def _read_header(path: str | Path, header: dict[str, str]) -> tuple[int, dict[str, str]]:
     """Return the tokens seen and the metadata."""
     try:
-        seen_tokens, metadata = int(header["seen_tokens"]), json.loads(header["metadata"])
-    except (KeyError, ValueError) as error:
-        raise ValueError(f"{path}: its header is damaged ({error!r})") from error
-    if seen_tokens < 0 or not isinstance(metadata, dict):
-        raise ValueError(f"{path}: its header is damaged (seen_tokens={seen_tokens})")
-    return seen_tokens, metadata
+        seen_tokens, metadata = header["seen_tokens"], json.loads(header["metadata"])
+    except (KeyError, ValueError, RecursionError) as error:
+        raise ValueError(f"{path}: its header is damaged ({type(error).__name__})") from error
+    if not re.fullmatch("[0-9]{1,18}", seen_tokens):
+        raise ValueError(f"{path}: its header is damaged (seen_tokens={seen_tokens!r:.40})")
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise ValueError(f"{path}: its header is damaged (metadata must map names to text)")
+    return int(seen_tokens), metadata

@@ -1,8 +1,8 @@
 """Toy models and measuring tools shared by the tests of this folder, as fixtures.
 
 Toy language model: D 64, 2 layers, 4 heads of 32, state 16, 99 words. Toy tower: 56 px, patch 14, so 4 x 4 patches and
-2 x 2 = 4 visual tokens a frame. Weights are drawn from a fixed seed and made lively: no bias is zero, no norm weight one,
-step sizes reach 1, so that a state or a parameter that is forgotten shows.
+2 x 2 = 4 visual tokens a frame. Weights are drawn from a fixed seed and made lively: no bias is zero, no norm weight
+one, step sizes reach 1, so that a state or a parameter that is forgotten shows.
 """
 
 import os
@@ -121,7 +121,7 @@ def video_config(text_config):
 
 @pytest.fixture
 def video_model(video_config):
-    """`video_model(tower="clip", seed=0, dtype=torch.float32, **overrides)` -> lively model with head, in eval mode."""
+    """`video_model(tower="clip", seed=0, dtype=torch.float32, **overrides)` -> lively model, in eval mode."""
 
     def build(tower="clip", seed=0, dtype=torch.float32, **overrides):
         torch.manual_seed(seed)

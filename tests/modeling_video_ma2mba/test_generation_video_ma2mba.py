@@ -102,8 +102,9 @@ def test_continuing_from_a_state(model, options):
     before = [t.clone() for t in (*state.conv, *state.ssm)]
     whole = torch.cat([first.sequences[:, :21], more], 1)
     expected = model.generate(whole, **GREEDY, **options)
+    with pytest.raises(ValueError, match="may be the whole prompt or new ids alone"):
+        model.generate(whole, past_key_values=state, **GREEDY)
     for given in (
-        {"inputs": whole},
         {"inputs": whole, "attention_mask": torch.ones_like(whole)},
         {"inputs": more},
         {"inputs": more, "attention_mask": torch.ones_like(whole)},
@@ -115,6 +116,14 @@ def test_continuing_from_a_state(model, options):
         assert all(torch.equal(one, two) for one, two in zip(before, (*state.conv, *state.ssm)))
         if not options.get("num_beams"):
             assert out.past_key_values.seen_tokens == 21 + 6 + 9
+
+
+def test_embeddings_leave_the_state_too(model):
+    ids = tokens(1, 6)
+    state = model(ids).past_key_values
+    embeds = model.get_input_embeddings()(tokens(1, 12))
+    model.generate(inputs_embeds=embeds, past_key_values=state, **GREEDY)
+    assert state.seen_tokens == 6
 
 
 def test_continuing_with_padded_new_rows(model):

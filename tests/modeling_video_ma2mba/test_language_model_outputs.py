@@ -57,9 +57,10 @@ def test_the_loss_of_pieces_is_that_of_the_whole(model, segment_length):
 
 def test_nothing_to_learn_gives_zero_with_gradients(model):
     ids = tokens(2, 10)
-    loss = model.train()(ids, labels=torch.full_like(ids, -100)).loss
+    for count in (None, 0, torch.tensor(0)):
+        loss = model.train()(ids, labels=torch.full_like(ids, -100), num_items_in_batch=count).loss
+        assert loss.item() == 0
     loss.backward()
-    assert loss.item() == 0
     assert all(p.grad is not None and not p.grad.any() for p in model.parameters())
 
 
@@ -91,6 +92,9 @@ def test_logits_to_keep(model, padded):
         with torch.no_grad():
             kept = model(ids, attention_mask=mask, logits_to_keep=torch.tensor(positions), segment_length=8).logits
         torch.testing.assert_close(kept, every[:, positions], **EXACT)
+    for wrong in (torch.tensor([30]), torch.tensor([-31]), -1):
+        with pytest.raises(ValueError, match="logits_to_keep="):
+            model(ids, logits_to_keep=wrong)
     with pytest.raises(ValueError, match="1-D"):
         model(ids, logits_to_keep=torch.zeros(2, 2, dtype=torch.long))
 

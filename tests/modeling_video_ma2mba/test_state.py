@@ -98,7 +98,7 @@ def test_damaged_and_foreign_files_are_refused(model, state, tmp_path):
         RecurrentState.load(tmp_path / "missing.safetensors", model.config)
 
 
-@pytest.mark.parametrize("attack", ["huge shape", "integers", "no rows", "bad count"])
+@pytest.mark.parametrize("attack", ATTACKS)
 def test_hostile_headers_are_refused_before_anything_is_read(model, state, tmp_path, attack):
     path = tmp_path / "state.safetensors"
     state.save(path)
@@ -109,7 +109,16 @@ def test_hostile_headers_are_refused_before_anything_is_read(model, state, tmp_p
         header["layers.0.ssm"]["shape"][0] = 2**40
     elif attack == "integers":
         header["layers.0.ssm"]["dtype"] = "I32"
-    elif attack == "no rows":
+    elif attack == "bf16 state":
+        for name in ("layers.0.ssm", "layers.1.ssm"):
+            header[name]["dtype"] = "BF16"
+    elif attack == "no axes":
+        header["layers.0.ssm"]["shape"] = []
+    elif attack == "odd count":
+        header["__metadata__"]["seen_tokens"] = "1_0"
+    elif attack == "deep":
+        header["__metadata__"]["metadata"] = "[" * 100_000
+    elif attack == "rows differ":
         header["layers.1.conv"]["shape"][0] = 1
     else:
         header["__metadata__"]["seen_tokens"] = "many"
