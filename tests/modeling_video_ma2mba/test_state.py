@@ -98,6 +98,9 @@ def test_damaged_and_foreign_files_are_refused(model, state, tmp_path):
         RecurrentState.load(tmp_path / "missing.safetensors", model.config)
 
 
+ATTACKS = ["huge shape", "integers", "bf16 state", "no axes", "rows differ", "bad count", "odd count", "deep"]
+
+
 @pytest.mark.parametrize("attack", ATTACKS)
 def test_hostile_headers_are_refused_before_anything_is_read(model, state, tmp_path, attack):
     path = tmp_path / "state.safetensors"
