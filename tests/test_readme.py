@@ -9,7 +9,8 @@ from transformers import Mamba2Config, Mamba2ForCausalLM
 
 from modeling_video_ma2mba.train.synthetic_video import write_video
 
-README = (Path(__file__).resolve().parents[1] / "README.md").read_text(encoding="utf-8")
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text(encoding="utf-8")
 
 
 def test_snippets_run(tiny_video_model, processor, tmp_path, monkeypatch):
@@ -31,12 +32,22 @@ def test_snippets_run(tiny_video_model, processor, tmp_path, monkeypatch):
     assert Path("film.safetensors").is_file()
 
 
+def test_tables_are_those_of_the_result_files():
+    """A figure in the README comes from a file in benchmarks/results: `python benchmarks/readme_tables.py --write`."""
+    import importlib.util
+
+    spec = importlib.util.spec_from_file_location("readme_tables", ROOT / "benchmarks" / "readme_tables.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    assert module.BEGIN + module.tables() + module.END in README
+
+
 def test_commands_exist():
     """Every `video-ma2mba COMMAND` and `make TARGET` named in the README is there."""
     import _video_ma2mba_cli as cli
 
     commands = cli._parser()._subparsers._group_actions[0].choices
     assert set(re.findall(r"video-ma2mba (\w+)", README)) - {"is"} <= set(commands)
-    makefile = (Path(__file__).resolve().parents[1] / "Makefile").read_text()
+    makefile = (ROOT / "Makefile").read_text()
     for target in re.findall(r"^make ([\w-]+)", README, flags=re.MULTILINE):
         assert re.search(rf"^{target}:", makefile, flags=re.MULTILINE), target
