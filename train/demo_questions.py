@@ -18,10 +18,10 @@ from tqdm import tqdm
 
 from modeling_video_ma2mba.train.synthetic_video import COLOURS, Clip, Scene, make_clip, write_video
 
-NUM_FRAMES = 8  # the fewest that the generator draws: two scenes
+NUM_FRAMES = 8  # of every clip that is asked about, and of a drawn one: the fewest the generator makes two scenes of
 ONE_SCENE_FRAMES = 4  # the fewest frames of a clip of one scene
 SIZE = 112  # twice the side of the model's frames: compression blurs colours over two pixels
-FPS = 1.0  # the processor's own rate, so every frame is read
+FPS = 1.0  # the processor's own rate, so that it reads every frame
 
 SHOWN, PLACE = "what is shown ?", "where is it ?"
 COLOUR = "what colour is it ?"
@@ -121,20 +121,22 @@ def find_real_clips(held_out: bool = False) -> list[DemoClip]:
 def make_clips(folder: Path, count: int, first_seed: int) -> list[DemoClip]:
     """Draw clips from `count` seeds, write them into `folder` as mp4 files, and return them with their answers.
 
-    Each seed gives a clip of two scenes and, where one scene is long enough and has no digit in it, that scene alone:
-    a model that has to find out about colours and their order at the same time needs several times the training.
+    A seed gives a clip of two scenes if their colours differ: minutes of training do not teach a model to see a change
+    of shape alone. Where a scene is long enough and has no digit in it, it is a clip of its own too: without these,
+    colours and their order would have to be found out at the same time, which takes several times the training.
     """
     folder.mkdir(parents=True, exist_ok=True)
     clips = []
     for seed in tqdm(range(first_seed, first_seed + count), desc="drawing clips", leave=False):
         drawn = make_clip(seed, NUM_FRAMES, SIZE)
         first, last = drawn.scenes
-        answers = {
-            SHOWN: f"a {first.colour} shape then a {last.colour} shape",
-            FIRST_COLOUR: first.colour,
-            LAST_COLOUR: last.colour,
-        }
-        clips.append(_write_clip(folder / f"two_scenes_{seed:04d}.mp4", drawn.frames, answers))
+        if first.colour != last.colour:
+            answers = {
+                SHOWN: f"a {first.colour} shape then a {last.colour} shape",
+                FIRST_COLOUR: first.colour,
+                LAST_COLOUR: last.colour,
+            }
+            clips.append(_write_clip(folder / f"two_scenes_{seed:04d}.mp4", drawn.frames, answers))
         scene = _clear_scene(drawn)
         if scene is not None:
             answers = {SHOWN: f"a {scene.colour} shape", COLOUR: scene.colour}
@@ -165,7 +167,7 @@ def vocabulary() -> list[str]:
 
 
 def pick_clips(clips: Sequence[DemoClip], per_kind: int) -> list[DemoClip]:
-    """Return clips with as many different answers as there are: up to `per_kind` of one scene and of two."""
+    """Return up to `per_kind` clips of one scene and as many of two, each with another colour (the last one)."""
     picked = []
     for question in (COLOUR, LAST_COLOUR):
         by_answer = {}

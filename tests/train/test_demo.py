@@ -90,6 +90,15 @@ def test_loss_is_on_the_answers_and_their_ends_only(clips, tiny):
     assert [source.shape for source in batch["pixel_values_videos"]] == [(8, 3, 56, 56)] * 2
 
 
+def test_short_clips_are_read_at_both_samplings(clips, tiny):
+    dataset = demo.ClipQuestions(clips, tiny[1], seed=0)
+    for clip in clips:
+        lengths = [len(source) for source in dataset.sources[clip.path]]
+        assert lengths == ([8] if clip.name.startswith("two") else [lengths[0], 8]) and 4 <= lengths[0] <= 8
+    (lone,) = [i for i, clip in enumerate(clips) if clip.name == "one_scene_0003"]
+    assert len({len(dataset[lone]["frames"]) for _ in range(20)}) == 2
+
+
 def test_training_prompt_is_the_pipelines(clips, tiny):
     _, processor = tiny
     content = [{"type": "video"}, {"type": "text", "text": FIRST_COLOUR}]
