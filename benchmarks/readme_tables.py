@@ -1,7 +1,7 @@
 """Print the README's benchmark tables from the newest result files.
 
-    python benchmarks/readme_tables.py            # print them
-    python benchmarks/readme_tables.py --write    # put them into README.md, between its markers
+python benchmarks/readme_tables.py            # print them
+python benchmarks/readme_tables.py --write    # put them into README.md, between its markers
 """
 
 import argparse
