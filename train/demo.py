@@ -232,7 +232,7 @@ def ask_fresh_process(model_path: Path, asks: Sequence[Ask]) -> list[str]:
         input=json.dumps(questions),
         stdout=subprocess.PIPE,
         text=True,
-        env={**os.environ, "PYTHONPATH": path},
+        env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
     )
     if done.returncode:
         raise RuntimeError(
@@ -249,6 +249,9 @@ def run_demo(output: str, seed: int = 0, steps: int | None = None) -> int:
         seed: of the weights and of the order of the training samples; the clips are always the same.
         steps: training steps; None: as many as the questions need.
     """
+    # Tensors this small gain little from a second thread, and where another program keeps the cores busy, threads
+    # that wait for each other at every operation take thirty times as long.
+    torch.set_num_threads(1)
     steps = STEPS if steps is None else steps
     if steps < 1:
         raise ValueError(f"steps={steps} must be at least 1; leave it out for {STEPS}")
