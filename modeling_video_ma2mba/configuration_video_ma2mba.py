@@ -84,6 +84,11 @@ class Ma2mbaConfig(Mamba2Config):
     def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
         # A Mamba-2 folder is one of ours: say so before transformers warns about a foreign `model_type`.
         config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if config_dict.get("model_type") == "video_ma2mba":
+            raise ValueError(
+                f"{pretrained_model_name_or_path} is a video model: load it with AutoModelForImageTextToText "
+                "(its language model is model.model.language_model)"
+            )
         if config_dict.get("model_type") == "mamba2":
             config_dict = {**config_dict, "model_type": cls.model_type}
         return config_dict, kwargs

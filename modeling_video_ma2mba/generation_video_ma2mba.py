@@ -59,8 +59,8 @@ class Ma2mbaGenerationMixin(GenerationMixin):
         - `prefill_chunk_size` sets the piece length of the prefill, with videos too; the result does not depend on it
         - `past_key_values` is a `RecurrentState` and is left as it was (the one after the answer is in the output with
           `return_dict_in_generate=True`); give the whole ids, or the new ones alone. The attention mask tells which:
-          as long as the ids, or as what was seen and the new ids together. New ids may go without while they are no
-          more than what was seen
+          as long as the ids, or as what was seen and the new ids together. While the new ids are no more than what was
+          seen, their own mask or none will do
         - placeholders of visual tokens are never generated
         """
         input_ids = inputs if inputs is not None else kwargs.pop("input_ids", None)
@@ -137,6 +137,9 @@ class Ma2mbaGenerationMixin(GenerationMixin):
                 f"{length} ids after a state of {seen} tokens may be the whole prompt or new ids alone: pass an "
                 f"attention_mask of {length} columns if they are the whole, of {length + seen} if they are new"
             )
+        if mask is not None and mask.shape[1] == length <= seen:
+            # Too short to hold what was seen: a mask over the new ids alone.
+            mask = torch.nn.functional.pad(mask, (seen, 0), value=1)
         total = mask.shape[1] if mask is not None else length + seen
         if total not in (length, length + seen) or total <= seen:
             raise ValueError(

@@ -3,6 +3,7 @@
 from typing import Any
 
 import torch
+from PIL import Image
 from transformers import Pipeline
 
 from .generation_video_ma2mba import RepetitionStop
@@ -46,8 +47,8 @@ class VideoQAPipeline(Pipeline):
 
         Args:
             inputs: `{"video": ..., "question": ...}`, or a list or generator of these; in place of the next two.
-            video: path, or frames as the processor takes them; or a list of them.
-            question: text, or a list: one for each video, or several about one video.
+            video: path, or frames as the processor takes them (a list of PIL images is one video); or a list.
+            question: text, or a list: one for each of several videos, or several about one video.
             kwargs: `fps`, `num_frames`, `max_frames`, `allow_damaged` (for the processor), `system` (text of the
                 system turn), `stop_on_repetition` (default True: the paper's rule), `batch_size`, and
                 what `generate` takes.
@@ -116,7 +117,8 @@ def _pair(video, question) -> dict | list[dict]:
     """Return the inputs for one or several videos and questions."""
     if video is None or question is None:
         raise ValueError('give video= and question=, for example pipe(video="film.mp4", question="Who wins?")')
-    several_videos = isinstance(video, (list, tuple))
+    # A list of pictures is one video; any other list holds videos.
+    several_videos = isinstance(video, (list, tuple)) and not all(isinstance(v, Image.Image) for v in video)
     if isinstance(question, str):
         return (
             [{"video": v, "question": question} for v in video]

@@ -147,11 +147,12 @@ class RecurrentState:
     ) -> tuple["RecurrentState", dict[str, str]]:
         """Read a state for a model of this config; return it with its metadata.
 
-        Every name, shape and dtype is checked against `config` before a tensor is read.
+        Every name, shape and dtype is checked against `config`, the model's, before a tensor is read.
 
         Raises:
             ValueError: the file is no state, is damaged, or belongs to another model; names file and reason.
         """
+        config = config.get_text_config()
         try:
             with safe_open(str(path), framework="pt", device=str(device)) as file:
                 header = file.metadata() or {}

@@ -34,6 +34,10 @@ def ask_video(
         raise ValueError(
             f"there is no model folder {model_path}: give a folder written by save_pretrained or a Hub name"
         )
+    if Path(model_path).is_dir() and not (Path(model_path) / "config.json").is_file():
+        raise ValueError(f"{model_path} has no config.json: it is not a model folder")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device={device!r}: this PyTorch sees no GPU; use --device cpu")
     info = probe(video)  # before minutes of loading: a file that is no video fails here
     if device == "auto":
         device = "cuda" if torch.cuda.is_available() else "cpu"
@@ -42,10 +46,13 @@ def ask_video(
     logging.disable_progress_bar()
     processor = AutoProcessor.from_pretrained(model_path)
     model = AutoModelForImageTextToText.from_pretrained(model_path, dtype=getattr(torch, dtype)).to(device).eval()
-    sampling = {"fps": fps or processor.fps, "max_frames": max_frames or processor.max_frames}
+    sampling = {
+        "fps": processor.fps if fps is None else fps,
+        "max_frames": processor.max_frames if max_frames is None else max_frames,
+    }
     total = len(sample_times(info.duration, **sampling))
     frames = []
-    with tqdm(total=total, desc="decoding", unit=" frames", file=sys.stderr) as bar:
+    with tqdm(total=total, desc="decoding", unit=" frames", file=sys.stderr, disable=None) as bar:
         for _, chunk in iter_frames(video, **sampling, allow_damaged=allow_damaged):
             frames.extend(processor.image_processor.fit(frame) for frame in chunk)
             bar.update(len(chunk))
@@ -61,7 +68,7 @@ def _answer(model, processor, frames: FrameSource, question: str, max_new_tokens
     inputs = processor(text=text, videos=[frames], return_tensors="pt")
     length = inputs["input_ids"].shape[1]
     print(f"Q: {question}\nA: ", end="", flush=True)
-    with tqdm(total=length, desc="watching", unit=" tokens", file=sys.stderr, leave=False) as bar:
+    with tqdm(total=length, desc="watching", unit=" tokens", file=sys.stderr, leave=False, disable=None) as bar:
         # The output norm runs once a segment: its hook sees how far the prompt has been read.
         def show(module, inputs, output):
             bar.update(output.shape[1])

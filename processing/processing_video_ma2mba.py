@@ -137,7 +137,10 @@ class VideoMa2mbaProcessor(ProcessorMixin):
             if fps is not None:
                 raise ValueError(f"fps={fps} and num_frames={num_frames} exclude each other: give one")
             return {"num_frames": num_frames}
-        return {"fps": fps or self.fps, "max_frames": max_frames or self.max_frames}
+        return {
+            "fps": self.fps if fps is None else fps,
+            "max_frames": self.max_frames if max_frames is None else max_frames,
+        }
 
     def _check_counts(self, texts: list[str], images: list, videos: list) -> None:
         for kind, token, media in (("image", self.image_token, images), ("video", self.video_token, videos)):

@@ -107,6 +107,7 @@ def test_continuing_from_a_state(model, options):
     for given in (
         {"inputs": whole, "attention_mask": torch.ones_like(whole)},
         {"inputs": more},
+        {"inputs": more, "attention_mask": torch.ones_like(more)},
         {"inputs": more, "attention_mask": torch.ones_like(whole)},
     ):
         out = model.generate(**given, past_key_values=state, return_dict_in_generate=True, **GREEDY, **options)
@@ -140,7 +141,7 @@ def test_what_does_not_fit_is_refused(model):
     ids = tokens(1, 8)
     state = model(ids).past_key_values
     with pytest.raises(ValueError, match="do not continue a state of 8 tokens"):
-        model.generate(ids, attention_mask=torch.ones_like(ids), past_key_values=state)
+        model.generate(ids, attention_mask=torch.ones(1, 11), past_key_values=state)
     with pytest.raises(TypeError, match="RecurrentState"):
         model.generate(ids, past_key_values=object())
     with pytest.raises(ValueError, match="cache_implementation='static'"):

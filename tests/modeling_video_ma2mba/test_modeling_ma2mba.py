@@ -298,6 +298,12 @@ def test_save_and_load(tmp_path):
     assert torch.equal(backbone.layers[1].mixer.A_log, net.backbone.layers[1].mixer.A_log)
 
 
+def test_a_video_model_is_not_loaded_as_text(tiny_video_model, tmp_path):
+    tiny_video_model.save_pretrained(tmp_path)
+    with pytest.raises(ValueError, match="is a video model"):
+        Ma2mbaForCausalLM.from_pretrained(tmp_path)
+
+
 def test_a_missing_weight_is_initialised(tmp_path):
     from safetensors.torch import load_file, save_file
 

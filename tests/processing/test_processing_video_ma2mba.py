@@ -128,6 +128,9 @@ def test_errors_say_what_to_do(processor, videos, tmp_path):
         processor(text="<image>")
     with pytest.raises(ValueError, match="exclude each other"):
         processor(text="<video>", videos=videos[0], fps=1.0, num_frames=3)
+    for options in ({"fps": 0}, {"max_frames": 0}, {"num_frames": 0}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            processor(text="<video>", videos=videos[0], **options)
     with pytest.raises(ValueError, match="truncation"):
         processor(text="<video>", videos=videos[0], truncation=True)
     with pytest.raises(ValueError, match="give text"):
