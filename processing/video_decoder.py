@@ -169,7 +169,8 @@ class VideoDecoder:
             raise self.error("it has no video stream (sound only?)", advice="Give a file with pictures.")
         stream = streams[0]
         if stream.codec_context is None:
-            raise self.error("this build of FFmpeg has no decoder for its video codec", advice="Convert it to H.264.")
+            reason = "its header is cut off, or this build of FFmpeg has no decoder for its video codec"
+            raise self.error(reason, advice="Get the whole file, or convert it to H.264.")
         width, height = stream.codec_context.width, stream.codec_context.height
         if not 0 < width * height <= MAX_PIXELS:
             # FFmpeg itself refuses more than max_pixels and then reports 0 x 0.
