@@ -235,7 +235,7 @@ def ask_fresh_process(model_path: Path, asks: Sequence[Ask]) -> list[str]:
         env={**os.environ, "PYTHONPATH": path, "OMP_NUM_THREADS": "1"},
     )
     if done.returncode:
-        raise RuntimeError(
+        raise ChildProcessError(
             f"the process that loads {model_path} ended with code {done.returncode}; its error is above"
         )
     return json.loads(done.stdout)
