@@ -16,6 +16,7 @@ from dataclasses import dataclass
 
 import torch
 import torch.nn.functional as F
+from torch.autograd.function import once_differentiable
 
 from .ssd import ssd_chunked
 
@@ -26,17 +27,26 @@ BACKENDS = ("auto", "torch", "triton")
 # The kernels compute offsets in 32 bits and return wrong numbers beyond (state-spaces/mamba issue 1015).
 MAX_OFFSET = 2**31 - 1
 
+# Numbers of one piece of convolution or norm: what a CPU core keeps in its own cache; what keeps a GPU busy.
+CPU_PIECE_ELEMENTS = 2**17
+DEVICE_PIECE_ELEMENTS = 2**24
+
 _SCAN_INSTALL = 'install it with `pip install --no-build-isolation "mamba-ssm>=2.3"` or pass backend="torch"'
 _CONV_INSTALL = 'install it with `pip install --no-build-isolation "causal-conv1d>=1.5"` or pass backend="torch"'
 
 
 @dataclass(frozen=True, kw_only=True)
 class Backend:
-    """Who runs what: scan is "torch" or "triton", conv is "torch" or "causal_conv1d", reason says why."""
+    """Who runs what: scan is "torch" or "triton", conv is "torch" or "causal_conv1d", reason says why.
+
+    recompute: keep only the projection and the states for the backward; convolution, scan and gated norm run again
+    there.
+    """
 
     scan: str
     conv: str
     reason: str
+    recompute: bool = False
 
 
 @functools.cache
@@ -190,7 +200,8 @@ def causal_conv(
         conv_state: (B, W-1, C), the W-1 inputs before xBC; zeros at a sequence's start.
 
     Returns:
-        (B, T, C) in xBC's dtype, computed in fp32 or wider.
+        (B, T, C) in xBC's dtype, computed in fp32 or wider. Differentiable once where PyTorch runs it; for the
+        backward only the inputs are kept.
 
     Raises:
         ImportError: the backend's kernel is missing.
@@ -205,7 +216,10 @@ def causal_conv(
         )
     weight = weight.reshape(channels, width)  # (C, 1, W) -> (C, W)
     if backend.conv == "torch":
-        return _torch_conv(xBC, weight, bias, conv_state)
+        tensors = (xBC, weight, bias, conv_state)
+        if torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors):
+            return _TorchConv.apply(*tensors)
+        return _torch_conv(*tensors)
     _check_length("causal-conv1d", tokens, safe_tokens(max(channels, xBC.stride(1)), batch))
     kernel = load_conv_kernel()
     if isinstance(kernel, str):
@@ -218,18 +232,101 @@ def causal_conv(
     return u.mT
 
 
+class _TorchConv(torch.autograd.Function):
+    """Keep the inputs alone, and add them up again in the backward."""
+
+    @staticmethod
+    def forward(ctx, xBC, weight, bias, conv_state):
+        ctx.save_for_backward(xBC, weight, bias, conv_state)
+        return _torch_conv(xBC, weight, bias, conv_state)
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx, grad_u):
+        xBC, weight, bias, conv_state = ctx.saved_tensors
+        need_xBC, need_weight, need_bias, need_state = ctx.needs_input_grad
+        batch, tokens, channels = xBC.shape
+        taps, offset = _taps(weight, bias, at_least_fp32(xBC.dtype))  # (W, C), (C,)
+        grad_xBC = xBC.new_empty(xBC.shape) if need_xBC else None
+        grad_taps = torch.zeros_like(taps) if need_weight else None
+        grad_bias = torch.zeros_like(taps[0]) if need_bias else None
+        # From the last piece to the first: the inputs before a piece, W-1 of them, have more gradient to come.
+        before = torch.zeros_like(conv_state, dtype=taps.dtype)  # (B, W-1, C)
+        for piece in reversed(token_pieces(tokens, batch * channels, xBC.device)):
+            inputs = _conv_inputs(xBC, conv_state, piece, taps.dtype)  # (B, W-1+M, C)
+            grad = grad_u[:, piece].to(taps.dtype)  # (B, M, C)
+            grad = torch.ops.aten.silu_backward(grad, _add_up(inputs, taps, offset))
+            length = grad.shape[1]
+            if need_bias:
+                grad_bias += grad.sum((0, 1))
+            if need_weight:
+                for k in range(len(taps)):
+                    grad_taps[k] += (grad * inputs[:, k : k + length]).sum((0, 1))
+            if need_xBC or need_state:
+                grad_inputs = torch.zeros_like(inputs)  # (B, W-1+M, C)
+                grad_inputs[:, length:] = before
+                for k in range(len(taps)):
+                    grad_inputs[:, k : k + length].addcmul_(grad, taps[k])
+                before, own = grad_inputs.split([len(taps) - 1, length], dim=1)
+                if need_xBC:
+                    grad_xBC[:, piece] = own
+        return (
+            grad_xBC,
+            grad_taps.t().to(weight.dtype) if need_weight else None,
+            grad_bias.to(bias.dtype) if need_bias else None,
+            before.to(conv_state.dtype) if need_state else None,
+        )
+
+
 def _torch_conv(xBC, weight, bias, conv_state):
     """Add up the W shifted inputs: on a CPU faster than conv1d with one group per channel, forward and backward."""
-    tokens = xBC.shape[1]
-    dtype = torch.promote_types(xBC.dtype, torch.float32)
-    inputs = torch.cat([conv_state.to(dtype), xBC.to(dtype)], dim=1)  # (B, W-1+T, C)
-    taps = weight.to(dtype).t().contiguous()  # (W, C)
-    u = inputs[:, :tokens] * taps[0]  # (B, T, C)
-    for k in range(1, taps.shape[0]):
-        u = torch.addcmul(u, inputs[:, k : k + tokens], taps[k])  # (B, T, C)
-    if bias is not None:
-        u = u + bias.to(dtype)
-    return F.silu(u).to(xBC.dtype)
+    batch, tokens, channels = xBC.shape
+    taps, offset = _taps(weight, bias, at_least_fp32(xBC.dtype))
+    pieces = token_pieces(tokens, batch * channels, xBC.device)
+    if len(pieces) == 1:
+        return F.silu(_add_up(_conv_inputs(xBC, conv_state, pieces[0], taps.dtype), taps, offset)).to(xBC.dtype)
+    u = xBC.new_empty(xBC.shape)
+    for piece in pieces:
+        u[:, piece] = F.silu(_add_up(_conv_inputs(xBC, conv_state, piece, taps.dtype), taps, offset))
+    return u
+
+
+def _taps(weight, bias, dtype):
+    """Return the convolution's weight (C, W) as (W, C) and its bias (C,) or None."""
+    return weight.to(dtype).t().contiguous(), None if bias is None else bias.to(dtype)
+
+
+def _conv_inputs(xBC, conv_state, piece, dtype):
+    """Return a piece of xBC with the W-1 inputs before it, (B, W-1+M, C)."""
+    own = xBC[:, max(0, piece.start - conv_state.shape[1]) : piece.stop]
+    return torch.cat([conv_state[:, piece.start :].to(dtype), own.to(dtype)], dim=1)
+
+
+def _add_up(inputs, taps, bias):
+    """Return the convolution before silu: (B, W-1+M, C) -> (B, M, C)."""
+    tokens = inputs.shape[1] - len(taps) + 1
+    total = inputs[:, :tokens] * taps[0]
+    for k in range(1, len(taps)):
+        total.addcmul_(inputs[:, k : k + tokens], taps[k])
+    return total if bias is None else total.add_(bias)
+
+
+def at_least_fp32(dtype: torch.dtype) -> torch.dtype:
+    """Return the dtype to compute in."""
+    return torch.promote_types(dtype, torch.float32)
+
+
+def token_pieces(tokens: int, width: int, device: torch.device) -> list[slice]:
+    """Return slices of `tokens`, short enough for what is computed of them to stay in a CPU core's cache.
+
+    Args:
+        width: numbers of one token.
+    """
+    elements = CPU_PIECE_ELEMENTS if device.type == "cpu" else DEVICE_PIECE_ELEMENTS
+    # In steps of 64, so that a cut falls between a vector unit's registers: what is left over is computed otherwise,
+    # and can differ in the last bit.
+    length = max(64, elements // width // 64 * 64)
+    return [slice(start, min(start + length, tokens)) for start in range(0, tokens, length)]
 
 
 def safe_tokens(row_stride: int, batch_size: int) -> int:

@@ -6,18 +6,20 @@ held that was not asked for. `model_outputs` and `causal_lm_outputs` are the for
 Dims: B batch, T positions, n positions of a piece, D model width, V vocabulary, K kept positions.
 """
 
-from collections.abc import Callable
-
 import torch
 from torch import nn
 from torch.nn import functional as F
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 
+from .gradient_sums import GradientSums
 from .row_layout import Rows
+from .segment_inputs import TextInputs
 
 IGNORE_INDEX = -100
 # Logits of all positions are refused above this: at 50,288 rows of vocabulary, 21,000 tokens in fp32.
 LOGITS_LIMIT_BYTES = 4 * 1024**3
+# The loss is computed for as many positions at a time as have fp32 logits of this size: 1,334 at 50,288 rows.
+LOSS_LOGITS_BYTES = 256 * 1024**2
 
 
 class KeptOutputs:
@@ -59,7 +61,7 @@ def _gather(hidden: torch.Tensor, index: torch.Tensor) -> torch.Tensor:
 
 
 class NextTokenLoss:
-    """Sums the cross entropy of the supervised positions; logits exist for those of one piece only.
+    """Sums the cross entropy of the supervised positions; logits exist for a few of them at a time.
 
     Position t predicts the row's next real token, `labels` being aligned with the inputs. The sum is divided by
     `num_items` (the Trainer's count over accumulated batches) or by the number of supervised positions; without
@@ -79,15 +81,58 @@ class NextTokenLoss:
 
     def add(self, start: int, hidden: torch.Tensor) -> None:
         """Take the outputs (B, n, D) of the positions from `start`."""
-        targets = self.targets[:, start : start + hidden.shape[1]]
-        supervised = targets != IGNORE_INDEX
-        logits = logits_of(self.head, hidden[supervised])  # (supervised, V)
-        loss = F.cross_entropy(logits, targets[supervised], reduction="sum")
-        self.total = loss if self.total is None else self.total + loss
+        part = self.part(start, hidden)
+        self.total = part if self.total is None else self.total + part
+
+    def part(self, start: int, hidden: torch.Tensor) -> torch.Tensor:
+        """Return the sum over the supervised ones of the positions from `start`, given their outputs (B, n, D)."""
+        hidden, targets = self._supervised(start, hidden)
+        sums = [self._sum(h, t) for h, t in zip(*self._split(hidden, targets))]
+        return torch.stack(sums).sum() if len(sums) > 1 else sums[0]
+
+    def trained(self) -> list[nn.Parameter]:
+        """Return the head's weights that need a gradient."""
+        return [parameter for parameter in self.head.parameters() if parameter.requires_grad]
+
+    def part_backward(
+        self, start: int, hidden: torch.Tensor, gradient: torch.Tensor, sums: GradientSums, autocast
+    ) -> torch.Tensor:
+        """Return the gradient of `hidden` (B, n, D) from that of `part`, a scalar; the head's is added to `sums`.
+
+        `autocast` makes the context that `part` ran in.
+        """
+        where = self._mask(start, hidden)
+        supervised, targets = self._supervised(start, hidden)
+        found, head = [], self.trained()
+        for leaf, target in zip(*self._split(supervised, targets)):
+            leaf = leaf.detach().requires_grad_()
+            with torch.enable_grad(), autocast():
+                loss = self._sum(leaf, target)
+            of_leaf, *of_head = torch.autograd.grad(loss, [leaf, *head], gradient, allow_unused=True)
+            sums.add_all(head, of_head)
+            found.append(of_leaf)
+            del loss, of_head
+        return torch.zeros_like(hidden).masked_scatter_(where[..., None], torch.cat(found))
 
     def result(self) -> torch.Tensor:
         """Return the scalar loss."""
         return self.total / torch.as_tensor(self.num_items, device=self.total.device).clamp(min=1)
+
+    def _mask(self, start, hidden):
+        return self.targets[:, start : start + hidden.shape[1]] != IGNORE_INDEX
+
+    def _supervised(self, start, hidden):
+        """Return outputs (K, D) and targets (K,) of the supervised positions."""
+        where = self._mask(start, hidden)
+        return hidden[where], self.targets[:, start : start + hidden.shape[1]][where]
+
+    def _split(self, hidden, targets):
+        """Cut supervised positions into runs whose logits stay within `LOSS_LOGITS_BYTES`; at least one run."""
+        positions = max(1, LOSS_LOGITS_BYTES // (4 * self.head.weight.shape[0]))
+        return hidden.split(positions), targets.split(positions)
+
+    def _sum(self, hidden, targets):
+        return F.cross_entropy(logits_of(self.head, hidden), targets, reduction="sum")
 
 
 def logits_of(head: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
@@ -99,7 +144,7 @@ def logits_of(head: nn.Module, hidden: torch.Tensor) -> torch.Tensor:
 def read_rows(
     model: nn.Module,
     rows: Rows,
-    embed: Callable[[int, int], torch.Tensor],
+    inputs: TextInputs,
     sinks: list[KeptOutputs | NextTokenLoss],
     past_key_values=None,
     output_hidden_states: bool = False,
@@ -107,31 +152,50 @@ def read_rows(
 ):
     """Stream `rows` through `model` (a `Ma2mbaModel`) into the sinks; return the state and, if asked, hidden states.
 
+    In training with multi-axis checkpointing enabled, the rows are read by the plan for their length instead.
+
     `past_key_values` is brought up to date in place once everything has been read, and not before.
     """
     if segment_length is not None and segment_length < 1:
         raise ValueError(f"segment_length={segment_length} must be at least 1")
     state = model.new_state(rows.batch_size) if past_key_values is None else past_key_values.fork()
     seen_before = state.seen_tokens
+    checkpointing = model.checkpointing
+    if checkpointing is not None and model.training and torch.is_grad_enabled():
+        if output_hidden_states:
+            raise ValueError(
+                'output_hidden_states in training needs every layer\'s activations, which "ma-gc" does not keep; '
+                "call gradient_checkpointing_disable() first"
+            )
+        state = checkpointing.read(model, rows, inputs, sinks[0], state)
+        return _bring_up_to_date(state, past_key_values, seen_before + rows.full_length), None
     layers = [KeptOutputs(rows) for _ in range(model.config.num_hidden_layers + 1)] if output_hidden_states else None
     for start, hidden, per_layer in model.stream(
-        embed, rows.length, state, rows.layout, segment_length, output_hidden_states
+        inputs, rows.length, state, rows.layout, segment_length, output_hidden_states
     ):
         for sink in sinks:
             sink.add(start, hidden)
         for sink, layer_hidden in zip(layers or [], per_layer or []):
             sink.add(start, layer_hidden)
-    state.seen_tokens = seen_before + rows.full_length  # padding included: it is what `generate` counts
-    if past_key_values is not None:
-        past_key_values.assign(state)
-        state = past_key_values
+    state = _bring_up_to_date(state, past_key_values, seen_before + rows.full_length)
     return state, tuple(sink.result() for sink in layers) if layers else None
 
 
-def model_outputs(model: nn.Module, rows: Rows, embed, use_cache: bool, **options) -> BaseModelOutputWithPast:
+def _bring_up_to_date(state, past_key_values, seen_tokens: int):
+    """Return the state after all positions, padding included: it is what `generate` counts."""
+    state.seen_tokens = seen_tokens
+    if past_key_values is None:
+        return state
+    past_key_values.assign(state)
+    return past_key_values
+
+
+def model_outputs(
+    model: nn.Module, rows: Rows, inputs: TextInputs, use_cache: bool, **options
+) -> BaseModelOutputWithPast:
     """The forward of a model without a head: outputs of all positions."""
     kept = KeptOutputs(rows)
-    state, hidden_states = read_rows(model, rows, embed, [kept], **options)
+    state, hidden_states = read_rows(model, rows, inputs, [kept], **options)
     return BaseModelOutputWithPast(
         last_hidden_state=kept.result(), past_key_values=state if use_cache else None, hidden_states=hidden_states
     )
@@ -141,7 +205,7 @@ def causal_lm_outputs(
     model: nn.Module,
     head: nn.Module,
     rows: Rows,
-    embed: Callable[[int, int], torch.Tensor],
+    inputs: TextInputs,
     use_cache: bool,
     labels: torch.Tensor | None = None,
     logits_to_keep: int | torch.Tensor = 0,
@@ -156,7 +220,7 @@ def causal_lm_outputs(
         keep = _kept(logits_to_keep, rows)
         _check_logits_size(rows, keep, head)
         kept = KeptOutputs(rows, keep)
-    state, hidden_states = read_rows(model, rows, embed, [s for s in (loss, kept) if s is not None], **options)
+    state, hidden_states = read_rows(model, rows, inputs, [s for s in (loss, kept) if s is not None], **options)
     return CausalLMOutputWithPast(
         loss=None if loss is None else loss.result(),
         logits=None if kept is None else logits_of(head, kept.result()),

@@ -15,43 +15,24 @@ from collections.abc import Callable, Iterator
 import torch
 from torch import nn
 from torch.nn import functional as F
+from torch.utils.checkpoint import checkpoint
 from transformers import PreTrainedModel
 from transformers import initialization as init
 from transformers.modeling_layers import GradientCheckpointingLayer
 from transformers.modeling_outputs import BaseModelOutputWithPast, CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
+from .checkpointing import CheckpointingMixin
 from .configuration_video_ma2mba import Ma2mbaConfig
 from .generation_video_ma2mba import Ma2mbaGenerationMixin
-from .kernels import Backend, causal_conv, choose_backend, max_segment_tokens, ssd
+from .kernels import Backend, at_least_fp32, causal_conv, choose_backend, max_segment_tokens, ssd
 from .language_model_outputs import causal_lm_outputs, model_outputs
+from .norms import Ma2mbaRMSNorm
 from .row_layout import RowLayout, Rows
+from .segment_inputs import TextInputs
 from .state import RecurrentState
 
 _FP32_PARAMETERS = ("A_log", "D", "dt_bias")
-
-
-def _at_least_fp32(dtype: torch.dtype) -> torch.dtype:
-    return torch.promote_types(dtype, torch.float32)
-
-
-class Ma2mbaRMSNorm(nn.Module):
-    """RMSNorm over groups of the last dimension, optionally of `x * silu(gate)`; statistics in fp32 or better."""
-
-    def __init__(self, width: int, eps: float, n_groups: int = 1):
-        super().__init__()
-        self.weight = nn.Parameter(torch.ones(width))
-        self.eps = eps
-        self.n_groups = n_groups
-
-    def forward(self, x: torch.Tensor, gate: torch.Tensor | None = None) -> torch.Tensor:
-        """Normalise `x` (..., width); return it in the dtype of the weight."""
-        x = x.to(_at_least_fp32(x.dtype))
-        if gate is not None:
-            x = x * F.silu(gate.to(x.dtype))
-        groups = x.unflatten(-1, (self.n_groups, -1))
-        groups = groups * torch.rsqrt(groups.square().mean(-1, keepdim=True) + self.eps)
-        return self.weight * groups.flatten(-2).to(self.weight.dtype)
 
 
 class Ma2mbaMixer(nn.Module):
@@ -61,7 +42,7 @@ class Ma2mbaMixer(nn.Module):
         super().__init__()
         self.config = config
         inner, conv_dim, heads = config.intermediate_size, config.conv_dim, config.num_heads
-        fp32 = _at_least_fp32(torch.get_default_dtype())
+        fp32 = at_least_fp32(torch.get_default_dtype())
         self.in_proj = nn.Linear(config.hidden_size, inner + conv_dim + heads, bias=config.use_bias)
         # A container for the weights, under the checkpoint's name; `causal_conv` reads them.
         self.conv1d = nn.Conv1d(conv_dim, conv_dim, config.conv_kernel, groups=conv_dim, bias=config.use_conv_bias)
@@ -98,21 +79,31 @@ class Ma2mbaMixer(nn.Module):
             conv_state: (B, W-1, C). ssm_state: (B, H, P, N).
             lengths: (B,) real tokens of each row, at its front; None if all T are.
         """
+        inputs = self.in_proj(hidden), conv_state, ssm_state, lengths, backend  # (B, T, E + C + H)
+        if backend.recompute and torch.is_grad_enabled():
+            options = {"use_reentrant": False, "preserve_rng_state": False, "determinism_check": "none"}
+            y, conv_state, ssm_state = checkpoint(self._scan, *inputs, **options)
+        else:
+            y, conv_state, ssm_state = self._scan(*inputs)
+        return self.out_proj(y), conv_state, ssm_state
+
+    def _scan(self, projected, conv_state, ssm_state, lengths, backend):
+        """Return what stands between the projections: (B, T, E + C + H) -> (B, T, E), and the states behind it."""
         config = self.config
-        batch_size, length, _ = hidden.shape
+        batch_size, length, _ = projected.shape
         inner, groups = config.intermediate_size, config.n_groups
+        gate, xBC, dt = projected.split([inner, config.conv_dim, config.num_heads], dim=-1)
 
-        # 1. projection                                                   (B, T, D) -> (B, T, E), (B, T, C), (B, T, H)
-        gate, xBC, dt = self.in_proj(hidden).split([inner, config.conv_dim, config.num_heads], dim=-1)
-
-        # 2. causal convolution over the row's own last W-1 inputs and these
+        # 1. causal convolution over the row's own last W-1 inputs and these
         conv_state = conv_state.to(xBC.dtype)
         u = causal_conv(xBC, self.conv1d.weight, self.conv1d.bias, conv_state, backend)
         conv_state = _next_conv_state(conv_state, xBC, lengths)
 
-        # 3. scan. A masked token has dt = 0: decay 1, input 0, so it leaves the state as it is.
-        dt = dt.to(_at_least_fp32(dt.dtype))
-        dt = F.softplus(dt + self.dt_bias).clamp(*config.time_step_limit)
+        # 2. scan. A masked token has dt = 0: decay 1, input 0, so it leaves the state as it is.
+        dt = F.softplus(dt.to(at_least_fp32(dt.dtype)) + self.dt_bias)
+        low, high = config.time_step_limit
+        if low > 0 or high < math.inf:
+            dt = dt.clamp(low, high)
         if lengths is not None:
             dt = dt.masked_fill(torch.arange(length, device=dt.device)[None, :, None] >= lengths[:, None, None], 0)
         x, B, C = u.split([inner, groups * config.state_size, groups * config.state_size], dim=-1)
@@ -128,8 +119,8 @@ class Ma2mbaMixer(nn.Module):
             config.chunk_size,
         )
 
-        # 4. gated norm and projection                                                        (B, T, E) -> (B, T, D)
-        return self.out_proj(self.norm(y.reshape(batch_size, length, inner), gate)), conv_state, ssm_state
+        # 3. gated norm
+        return self.norm(y.reshape(batch_size, length, inner), gate), conv_state, ssm_state
 
     @torch.no_grad()
     def reset_ssm_parameters(self) -> None:
@@ -145,14 +136,16 @@ class Ma2mbaMixer(nn.Module):
 
 def _next_conv_state(conv_state: torch.Tensor, xBC: torch.Tensor, lengths: torch.Tensor | None) -> torch.Tensor:
     """Return each row's last W-1 real convolution inputs, (B, W-1, C), as a copy: a view would keep all of `xBC`."""
-    width = conv_state.shape[1]
-    if lengths is None and xBC.shape[1] >= width:
-        return xBC[:, -width:].clone()
-    inputs = torch.cat([conv_state, xBC], dim=1)  # (B, W-1+T, C)
+    width, length = conv_state.shape[1], xBC.shape[1]
+    if lengths is None and length >= width:
+        return xBC[:, length - width :].clone()
     if lengths is None:
-        return inputs[:, -width:].clone()
+        return torch.cat([conv_state[:, length:], xBC], dim=1)
+    # Read from each where it stands: gathering from the two as one would copy all of them, and keep that for backward.
     index = lengths[:, None] + torch.arange(width, device=xBC.device)[None, :]  # (B, W-1)
-    return inputs.gather(1, index[..., None].expand(-1, -1, inputs.shape[2]))
+    row = torch.arange(len(lengths), device=xBC.device)[:, None]  # (B, 1)
+    earlier, own = conv_state[row, index.clamp(max=width - 1)], xBC[row, (index - width).clamp(min=0)]
+    return torch.where((index < width)[..., None], earlier, own)
 
 
 class Ma2mbaBlock(GradientCheckpointingLayer):
@@ -174,12 +167,12 @@ class Ma2mbaBlock(GradientCheckpointingLayer):
     ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
         """`block(x, conv, ssm) -> (x, conv, ssm)`; shapes as in `Ma2mbaMixer.forward`."""
         if self.residual_in_fp32:
-            hidden = hidden.to(_at_least_fp32(hidden.dtype))
+            hidden = hidden.to(at_least_fp32(hidden.dtype))
         y, conv_state, ssm_state = self.mixer(self.norm(hidden), conv_state, ssm_state, lengths, backend)
         return hidden + y, conv_state, ssm_state
 
 
-class Ma2mbaPreTrainedModel(PreTrainedModel):
+class Ma2mbaPreTrainedModel(CheckpointingMixin, PreTrainedModel):
     config: Ma2mbaConfig
     base_model_prefix = "backbone"
     supports_gradient_checkpointing = True
@@ -229,6 +222,7 @@ class Ma2mbaModel(Ma2mbaPreTrainedModel):
         self.layers = nn.ModuleList([Ma2mbaBlock(config) for _ in range(config.num_hidden_layers)])
         self.norm_f = Ma2mbaRMSNorm(config.hidden_size, config.layer_norm_epsilon)
         self.gradient_checkpointing = False
+        self.checkpointing = None  # a `Checkpointing` once multi-axis checkpointing is enabled
         self.post_init()
 
     def get_input_embeddings(self):
@@ -340,7 +334,7 @@ class Ma2mbaModel(Ma2mbaPreTrainedModel):
         return model_outputs(
             self,
             rows,
-            rows.embedder(self.embeddings),
+            TextInputs(rows, self.embeddings),
             use_cache=self.wants_cache(use_cache),
             past_key_values=past_key_values,
             output_hidden_states=self.wants_hidden_states(output_hidden_states),
@@ -400,7 +394,7 @@ class Ma2mbaForCausalLM(Ma2mbaPreTrainedModel, Ma2mbaGenerationMixin):
             self.backbone,
             self.lm_head,
             rows,
-            rows.embedder(self.backbone.embeddings),
+            TextInputs(rows, self.backbone.embeddings),
             use_cache=self.backbone.wants_cache(use_cache),
             past_key_values=past_key_values,
             labels=labels,

@@ -16,6 +16,7 @@ from transformers.activations import ACT2FN
 from transformers.modeling_outputs import BaseModelOutputWithPast, BaseModelOutputWithPooling, CausalLMOutputWithPast
 from transformers.utils.generic import can_return_tuple
 
+from .checkpointing import CheckpointingMixin
 from .configuration_video_ma2mba import VideoMa2mbaConfig
 from .generation_video_ma2mba import Ma2mbaGenerationMixin
 from .hub_code import code_in_config, save_code
@@ -23,7 +24,15 @@ from .language_model_outputs import causal_lm_outputs, model_outputs
 from .modeling_ma2mba import Ma2mbaModel
 from .row_layout import Rows
 from .state import RecurrentState
-from .vision_features import FrameSequence, PlaceholderSpans, encode_frames, frame_batches, unused_tower_parameters
+from .vision_features import (
+    FRAMES_PER_BATCH,
+    FrameSequence,
+    encode_frames,
+    frame_batches,
+    frame_sequence,
+    unused_tower_parameters,
+)
+from .visual_inputs import VisualInputs, check_counts
 
 
 class VideoMa2mbaProjector(nn.Module):
@@ -41,7 +50,7 @@ class VideoMa2mbaProjector(nn.Module):
         return self.linear_2(self.act(self.linear_1(features)))
 
 
-class VideoMa2mbaPreTrainedModel(PreTrainedModel):
+class VideoMa2mbaPreTrainedModel(CheckpointingMixin, PreTrainedModel):
     config: VideoMa2mbaConfig
     base_model_prefix = "model"
     input_modalities = ("image", "video", "text")
@@ -107,11 +116,11 @@ class VideoMa2mbaModel(VideoMa2mbaPreTrainedModel):
 
     def get_image_features(self, pixel_values, **kwargs) -> BaseModelOutputWithPooling:
         """Encode images (N, 3, H, W): `.pooler_output` is (N, V, D), as the language model reads them."""
-        return self._features(self._frames(pixel_values, "pixel_values"))
+        return self._features(frame_sequence(self.config, pixel_values, "pixel_values"))
 
     def get_video_features(self, pixel_values_videos, **kwargs) -> BaseModelOutputWithPooling:
         """Encode videos, in any of the forms of `forward`: `.pooler_output` is (F of all videos, V, D)."""
-        return self._features(self._frames(pixel_values_videos, "pixel_values_videos"))
+        return self._features(frame_sequence(self.config, pixel_values_videos, "pixel_values_videos"))
 
     def get_placeholder_mask(self, input_ids, inputs_embeds, image_features=None, video_features=None):
         """Return masks (B, T, D) of image and video placeholders; features (..., D), if given, must fill them exactly.
@@ -126,80 +135,23 @@ class VideoMa2mbaModel(VideoMa2mbaPreTrainedModel):
         ):
             mask = input_ids == token_id
             if features is not None:
-                _check_counts(
+                check_counts(
                     name, int(mask.sum()), features.numel() // features.shape[-1], self.config.tokens_per_frame
                 )
             masks.append(mask[..., None].expand_as(inputs_embeds).to(inputs_embeds.device))
         return tuple(masks)
 
-    def _frames(self, given, name: str) -> FrameSequence:
-        config = self.config
-        return FrameSequence(given, config.vision_config.image_size, config.image_mean, config.image_std, name)
-
     def _features(self, frames: FrameSequence) -> BaseModelOutputWithPooling:
-        features = self._encode(frames, 0, len(frames) * self.config.tokens_per_frame)
-        return BaseModelOutputWithPooling(
-            pooler_output=features.unflatten(0, (len(frames), self.config.tokens_per_frame))
-        )
-
-    def _encode(self, frames: FrameSequence, first_token: int, end_token: int) -> torch.Tensor:
-        """Return visual tokens first..end of a sequence of frames, (end - first, D); whole frames are encoded."""
-        per_frame = self.config.tokens_per_frame
         weight = self.multi_modal_projector.linear_1.weight
-        pieces = [
-            self._encode_pixels(frames.load(i, j, weight.device, self.vision_tower.dtype)).flatten(0, 1)
-            for i, j in frame_batches(first_token, end_token, per_frame)
-        ]
-        skip = first_token % per_frame
-        return torch.cat(pieces)[skip : skip + end_token - first_token]
+        batches = frame_batches(0, len(frames), 1, FRAMES_PER_BATCH)
+        pixels = (frames.load(i, j, weight.device, self.vision_tower.dtype) for i, j in batches)
+        return BaseModelOutputWithPooling(pooler_output=torch.cat([self.encode_pixels(part) for part in pixels]))
 
-    def _encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
+    def encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Run tower, pooling and projector on normalised frames: (F, 3, H, W) -> (F, V, D)."""
         config = self.config
         features = encode_frames(self.vision_tower, pixels, config.feature_layers_run, config.spatial_pool_stride)
         return self.multi_modal_projector(features.to(self.multi_modal_projector.linear_1.weight.dtype))
-
-    def embedder(self, rows: Rows, pixel_values=None, pixel_values_videos=None):
-        """Return `embed(i, j) -> (B, j-i, D)`: word embeddings, visual tokens in the places of their placeholders.
-
-        Raises:
-            ValueError: placeholders and visual tokens differ in number, or there are pixels without `input_ids`.
-        """
-        given = {"image": (pixel_values, "pixel_values"), "video": (pixel_values_videos, "pixel_values_videos")}
-        if rows.input_ids is None:
-            if pixel_values is not None or pixel_values_videos is not None:
-                raise ValueError("pixels need input_ids with placeholders; with inputs_embeds merge them yourself")
-            return rows.embedder(self.get_input_embeddings())
-
-        ids = rows.input_ids.cpu()
-        real = None if rows.layout is None else torch.arange(rows.length)[None] < rows.layout.lengths.cpu()[:, None]
-        visuals = []
-        for kind, (pixels, name) in given.items():
-            is_placeholder = ids == (self.config.image_token_id if kind == "image" else self.config.video_token_id)
-            spans = PlaceholderSpans(is_placeholder if real is None else is_placeholder & real)
-            frames = None if pixels is None else self._frames(pixels, name)
-            tokens = 0 if frames is None else len(frames) * self.config.tokens_per_frame
-            _check_counts(kind, len(spans), tokens, self.config.tokens_per_frame)
-            if tokens:
-                visuals.append((frames, spans))
-
-        def embed(start: int, stop: int) -> torch.Tensor:
-            embeds = self.get_input_embeddings()(rows.input_ids[:, start:stop])
-            for frames, spans in visuals:
-                pieces = [self._encode(frames, first, end) for first, end in spans.between(start, stop) if first < end]
-                if pieces:
-                    mask = spans.is_placeholder[:, start:stop, None].to(embeds.device)
-                    embeds = embeds.masked_scatter(mask, torch.cat(pieces).to(embeds.dtype))
-            if not visuals and start == 0 and self.training and torch.is_grad_enabled():
-                embeds = embeds + self._zero_from_vision(embeds)
-            return embeds
-
-        return embed
-
-    def _zero_from_vision(self, embeds: torch.Tensor) -> torch.Tensor:
-        """Return a zero that depends on tower and projector: a data-parallel rank without video has gradients too."""
-        size = self.config.vision_config.image_size
-        pixels = torch.zeros(1, 3, size, size, dtype=self.vision_tower.dtype, device=embeds.device)
-        return self._encode_pixels(pixels).sum().to(embeds.dtype) * 0
 
     @can_return_tuple
     def forward(
@@ -226,24 +178,12 @@ class VideoMa2mbaModel(VideoMa2mbaPreTrainedModel):
         return model_outputs(
             self.language_model,
             rows,
-            self.embedder(rows, pixel_values, pixel_values_videos),
+            VisualInputs(self, rows, pixel_values, pixel_values_videos),
             use_cache=self.language_model.wants_cache(use_cache),
             past_key_values=past_key_values,
             output_hidden_states=self.language_model.wants_hidden_states(output_hidden_states),
             segment_length=segment_length,
         )
-
-
-def _check_counts(kind: str, placeholders: int, tokens: int, tokens_per_frame: int) -> None:
-    if placeholders == tokens:
-        return
-    if tokens == 0:
-        argument = "pixel_values" if kind == "image" else "pixel_values_videos"
-        raise ValueError(f"the prompt has {placeholders} {kind} placeholders and no {kind} was given: pass {argument}")
-    raise ValueError(
-        f"the prompt has {placeholders} {kind} placeholders, the {kind}s have {tokens} visual tokens "
-        f"({tokens // tokens_per_frame} frames of {tokens_per_frame}); let the processor write the prompt"
-    )
 
 
 class VideoMa2mbaForConditionalGeneration(VideoMa2mbaPreTrainedModel, Ma2mbaGenerationMixin):
@@ -316,7 +256,7 @@ class VideoMa2mbaForConditionalGeneration(VideoMa2mbaPreTrainedModel, Ma2mbaGene
             language_model,
             self.lm_head,
             rows,
-            self.model.embedder(rows, pixel_values, pixel_values_videos),
+            VisualInputs(self.model, rows, pixel_values, pixel_values_videos),
             use_cache=language_model.wants_cache(use_cache),
             past_key_values=past_key_values,
             labels=labels,

@@ -6,8 +6,6 @@ tokens were. Convolution and scan thus only ever see a row's real tokens, and it
 Dims: B batch, T positions, K kept positions.
 """
 
-from collections.abc import Callable
-
 import torch
 
 from .state import RecurrentState
@@ -108,9 +106,3 @@ class Rows:
     def to_front(self, x: torch.Tensor | None, fill: float = 0) -> torch.Tensor | None:
         """Move a (B, T, ...) tensor that stands beside the tokens to the same order."""
         return x if x is None or self.layout is None else self.layout.to_front(x, fill)
-
-    def embedder(self, embeddings: torch.nn.Module) -> Callable[[int, int], torch.Tensor]:
-        """Return `embed(i, j) -> (B, j-i, D)` for text alone."""
-        if self.inputs_embeds is not None:
-            return lambda start, stop: self.inputs_embeds[:, start:stop]
-        return lambda start, stop: embeddings(self.input_ids[:, start:stop])

@@ -72,6 +72,11 @@ class FrameSequence:
         return ((frames.to(work) / 255 - mean) / std).to(dtype)
 
 
+def frame_sequence(config, given, name: str) -> FrameSequence:
+    """Return the frames given as argument `name` to a model of this `VideoMa2mbaConfig`."""
+    return FrameSequence(given, config.vision_config.image_size, config.image_mean, config.image_std, name)
+
+
 def encode_frames(tower: nn.Module, pixels: torch.Tensor, layers_run: int, stride: int) -> torch.Tensor:
     """Run the tower up to its feature layer and pool (paper, section 3.4): (F, 3, H, W) -> (F, V, D).
 
@@ -122,7 +127,9 @@ class PlaceholderSpans:
         return list(zip(firsts, ends))
 
 
-def frame_batches(first_token: int, end_token: int, tokens_per_frame: int) -> Sequence[tuple[int, int]]:
+def frame_batches(
+    first_token: int, end_token: int, tokens_per_frame: int, frames_per_batch: int
+) -> Sequence[tuple[int, int]]:
     """Split the frames that hold visual tokens first..end into micro-batches (first frame, end frame)."""
     first, end = first_token // tokens_per_frame, -(-end_token // tokens_per_frame)
-    return [(i, min(i + FRAMES_PER_BATCH, end)) for i in range(first, end, FRAMES_PER_BATCH)]
+    return [(i, min(i + frames_per_batch, end)) for i in range(first, end, frames_per_batch)]

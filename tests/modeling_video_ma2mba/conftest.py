@@ -236,6 +236,20 @@ def peak_bytes():
 
 
 @pytest.fixture
+def kept_bytes():
+    """`kept_bytes(function)` -> the bytes of new tensors still alive when `function()` has returned its result."""
+
+    def measure(function):
+        with _LiveBytes() as tracker:
+            result = function()
+            kept = tracker.live
+        del result
+        return kept
+
+    return measure
+
+
+@pytest.fixture
 def fresh_process():
     """`fresh_process(code, *arguments)` -> what a new Python prints; fails with its stderr."""
 

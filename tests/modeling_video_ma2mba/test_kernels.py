@@ -253,6 +253,83 @@ def test_conv_equals_conv1d():
     torch.testing.assert_close(causal_conv(xBC, weight, bias, torch.zeros(2, 3, 6).double(), TORCH), expected)
 
 
+def conv_leaves(tokens, width=4, with_bias=True, batch=2, dtype=torch.float64):
+    """Return xBC, a slice of something wider as in the mixer, weight, bias or None, conv_state."""
+    generator = torch.Generator().manual_seed(tokens)
+    shapes = [(batch, tokens, 9), (6, 1, width), (6,), (batch, width - 1, 6)]
+    xBC, weight, bias, state = (torch.randn(s, generator=generator, dtype=torch.float64).to(dtype) for s in shapes)
+    leaves = (xBC[..., 1:7], weight, bias if with_bias else None, state)
+    return [t if t is None else t.requires_grad_() for t in leaves]
+
+
+def conv1d_reference(xBC, weight, bias, conv_state):
+    """Return the convolution by PyTorch's own, and autograd's gradients with it."""
+    return F.silu(F.conv1d(torch.cat([conv_state, xBC], 1).mT, weight, bias, groups=xBC.shape[2])).mT
+
+
+@pytest.mark.parametrize("width", [1, 2, 4])
+@pytest.mark.parametrize("tokens", [1, 2, 3, 5])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_conv_gradcheck(tokens, width, with_bias):
+    xBC, weight, bias, state = conv_leaves(tokens, width, with_bias, batch=1)
+    inputs = (xBC, weight, state, *([bias] if with_bias else []))
+    assert torch.autograd.gradcheck(lambda x, w, s, b=None: causal_conv(x, w, b, s, TORCH), inputs)
+
+
+@pytest.mark.parametrize("width", [1, 4, 70])  # with 70 a token reads from two pieces before its own
+@pytest.mark.parametrize("tokens", [1, 2, 3, 64, 65, 66, 200])
+@pytest.mark.parametrize("with_bias", [True, False])
+def test_conv_in_pieces_equals_conv1d(tokens, width, with_bias, monkeypatch):
+    leaves = conv_leaves(tokens, width, with_bias)
+    row = conv_leaves(tokens, width, with_bias, batch=1)
+    whole = causal_conv(*row, TORCH)
+    monkeypatch.setattr(kernels, "CPU_PIECE_ELEMENTS", 1)  # 64 tokens a piece
+    assert torch.equal(causal_conv(*row, TORCH), whole)
+    ours, truth = causal_conv(*leaves, TORCH), conv1d_reference(*leaves)
+    with torch.no_grad():
+        assert torch.equal(causal_conv(*leaves, TORCH), ours)
+    torch.testing.assert_close(ours, truth, rtol=0, atol=1e-10)
+    given = [t for t in leaves if t is not None]
+    arriving = torch.randn(truth.shape, generator=torch.Generator().manual_seed(1), dtype=torch.float64)
+    pairs = zip(torch.autograd.grad(ours, given, arriving), torch.autograd.grad(truth, given, arriving))
+    for actual, expected in pairs:
+        torch.testing.assert_close(actual, expected, rtol=1e-10, atol=1e-10)
+
+
+def test_conv_gradients_in_bf16_are_rounded_once():
+    leaves = conv_leaves(100, dtype=torch.bfloat16)
+    wide = [t.detach().double().requires_grad_() for t in leaves]
+    ours, truth = causal_conv(*leaves, TORCH), conv1d_reference(*wide)
+    arriving = torch.randn(truth.shape, generator=torch.Generator().manual_seed(1)).bfloat16()
+    expected = torch.autograd.grad(truth, wide, arriving.double())
+    for one, two in zip(torch.autograd.grad(ours, leaves, arriving), expected):
+        assert one.dtype == torch.bfloat16
+        torch.testing.assert_close(one.double(), two, rtol=2**-8, atol=1e-5)
+
+
+@pytest.mark.parametrize("learnt", range(4))
+def test_conv_gives_gradients_only_where_they_are_wanted(learnt):
+    leaves = conv_leaves(20)
+    expected = torch.autograd.grad(causal_conv(*leaves, TORCH).sum(), leaves)[learnt]
+    frozen = [t.detach().requires_grad_(k == learnt) for k, t in enumerate(leaves)]
+    causal_conv(*frozen, TORCH).sum().backward()
+    assert torch.equal(frozen[learnt].grad, expected)
+    assert sum(t.grad is not None for t in frozen) == 1
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_conv_keeps_its_inputs_alone(dtype, kept_bytes, peak_bytes, monkeypatch):
+    monkeypatch.setattr(kernels, "CPU_PIECE_ELEMENTS", 2**13)
+    leaves = conv_leaves(2**16, batch=1, dtype=dtype)
+    output = dtype.itemsize * leaves[0].numel()
+    taps = 4 * (leaves[1].numel() + leaves[2].numel())
+    assert kept_bytes(lambda: causal_conv(*leaves, TORCH)) == output
+    u, arriving = causal_conv(*leaves, TORCH), torch.ones_like(leaves[0])
+    pieces = 12 * 4 * 2**13  # what is computed on the way: at most 12 tensors of one piece, in fp32
+    assert peak_bytes(lambda: causal_conv(*leaves, TORCH)) <= output + taps + pieces
+    assert peak_bytes(lambda: torch.autograd.grad(u, leaves, arriving)) <= output + 4 * taps + pieces
+
+
 def test_conv_kernel_gets_channel_last_memory(monkeypatch):
     seen = {}
 

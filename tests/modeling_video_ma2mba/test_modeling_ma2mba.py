@@ -1,6 +1,7 @@
 """The language model: parity with transformers, exact at every split and padding, fp32 where it counts."""
 
 import copy
+import dataclasses
 
 import pytest
 import torch
@@ -8,6 +9,7 @@ from peft import LoraConfig, get_peft_model
 from transformers import Mamba2Config, Mamba2ForCausalLM
 
 from modeling_video_ma2mba import Ma2mbaConfig, Ma2mbaForCausalLM, Ma2mbaModel
+from modeling_video_ma2mba.kernels import Backend
 
 EXACT = {"rtol": 0, "atol": 1e-10}
 
@@ -381,7 +383,7 @@ def test_a_step_moves_every_parameter_and_checkpointing_changes_nothing():
     for checkpointing in (False, True):
         net = model().train()
         if checkpointing:
-            net.gradient_checkpointing_enable()
+            net.gradient_checkpointing_enable({"method": "layer"})
         loss = net(ids, labels=ids).loss
         loss.backward()
         gradients.append({name: parameter.grad for name, parameter in net.named_parameters()})
@@ -404,6 +406,91 @@ def test_projections_are_called_as_modules():
     adapters = {name: p.grad for name, p in lora.named_parameters() if "lora_" in name}
     assert len(adapters) == 2 * 2 * 2
     assert all(grad is not None and grad.abs().max() > 0 for grad in adapters.values())
+
+
+# --- what a block keeps for the backward ---
+
+KEEP = Backend(scan="torch", conv="torch", reason="test")
+RECOMPUTE = dataclasses.replace(KEEP, recompute=True)
+
+
+def block_and_inputs(rows, length, dtype=torch.float32, **changes):
+    """Return a block, and x, conv_state, ssm_state as leaves that need gradients."""
+    net = model(dtype=dtype, **changes).backbone
+    generator = torch.Generator().manual_seed(2)
+    state = net.new_state(rows)
+    shapes = ((rows, length, net.config.hidden_size), state.conv[0].shape, state.ssm[0].shape)
+    dtypes = (dtype, dtype, state.ssm[0].dtype)
+    inputs = [torch.randn(s, generator=generator).to(t).requires_grad_() for s, t in zip(shapes, dtypes)]
+    return net.layers[0].train(), inputs
+
+
+def block_run(block, inputs, lengths, backend, wanted=(0, 1, 2)):
+    """Return the outputs, and the gradients of all leaves from the wanted ones of y, conv_state, ssm_state."""
+    outputs = block(*inputs, lengths, backend)
+    generator = torch.Generator().manual_seed(3)
+    arriving = [torch.randn(t.shape, generator=generator).to(t.dtype) for t in outputs]
+    leaves = [*inputs, *block.parameters()]
+    chosen = [[t[k] for k in wanted] for t in (outputs, arriving)]
+    return outputs, torch.autograd.grad(chosen[0], leaves, chosen[1], allow_unused=True)
+
+
+@pytest.mark.parametrize("wanted", [(0,), (1,), (2,), (0, 1, 2)], ids=str)
+@pytest.mark.parametrize("lengths", [None, [70, 1, 0, 33]], ids=["whole", "masked"])
+@pytest.mark.parametrize("setting", ["fp32", "bf16", "autocast", "fp32 residual", "limited steps"])
+def test_recomputing_changes_no_bit(setting, lengths, wanted):
+    dtype = torch.bfloat16 if setting in ("bf16", "fp32 residual") else torch.float32
+    changes = {"time_step_limit": (0.01, 0.5)} if setting == "limited steps" else {}
+    block, inputs = block_and_inputs(4, 70, dtype, residual_in_fp32=setting == "fp32 residual", **changes)
+    lengths = None if lengths is None else torch.tensor(lengths)
+    with torch.autocast("cpu", dtype=torch.bfloat16, enabled=setting == "autocast"):
+        kept, again = (block_run(block, inputs, lengths, backend, wanted) for backend in (KEEP, RECOMPUTE))
+    for one, two in zip((*kept[0], *kept[1]), (*again[0], *again[1])):
+        assert (one is None and two is None) or torch.equal(one, two)
+    with torch.no_grad(), torch.autocast("cpu", dtype=torch.bfloat16, enabled=setting == "autocast"):
+        assert all(torch.equal(one, two) for one, two in zip(block(*inputs, lengths, RECOMPUTE), kept[0]))
+
+
+@pytest.mark.parametrize("length", [1, 2, 3, 40])
+@pytest.mark.parametrize("conv_kernel", [2, 4])
+def test_the_convolutions_state_is_the_last_real_inputs(length, conv_kernel):
+    block, (x, conv_state, ssm_state) = block_and_inputs(5, length, torch.float64, conv_kernel=conv_kernel)
+    lengths = torch.tensor([0, 1, length - 1, length, length])
+    taken = block.mixer.in_proj(block.norm(x))[..., 128 : 128 + block.mixer.config.conv_dim]
+    inputs = torch.cat([conv_state, taken], 1)
+    for given in (lengths, None):
+        _, after, _ = block(x, conv_state, ssm_state, given, KEEP)
+        ends = [length] * 5 if given is None else given.tolist()
+        expected = torch.stack([row[end : end + conv_kernel - 1] for row, end in zip(inputs, ends)])
+        assert torch.equal(after, expected)
+        arriving = torch.ones_like(after)
+        actual, truth = (
+            torch.autograd.grad(t, (x, conv_state), arriving, allow_unused=True, retain_graph=True)
+            for t in (after, expected)
+        )
+        for one, two in zip(actual, truth):
+            torch.testing.assert_close(torch.zeros_like(two) if one is None else one, two, **EXACT)
+
+
+@pytest.mark.parametrize("masked", [False, True])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_bytes_a_block_keeps(dtype, masked, kept_bytes):
+    """What a training graph costs is the sum of the parts that have to be there, to 1 %."""
+    length, fp32 = 2048, 4
+    sizes = {"hidden_size": 128, "num_heads": 16, "head_dim": 16, "n_groups": 2, "state_size": 32}
+    block, inputs = block_and_inputs(1, length, dtype, residual_in_fp32=False, **sizes)
+    lengths = torch.tensor([length - 9]) if masked else None
+    c = block.mixer.config
+    width, inner, heads = c.hidden_size, c.intermediate_size, c.num_heads
+    state = inner * c.state_size * fp32
+    # Normed input, projection, gated norm's output, the block's output; the first norm's statistics; the states.
+    always = length * ((width + (inner + c.conv_dim + heads) + inner + width) * dtype.itemsize + fp32)
+    always += state + 3 * c.conv_dim * dtype.itemsize
+    # The convolution's and the scan's output; dt before and after softplus; statistics; a state every 512 tokens.
+    between = length * ((c.conv_dim + inner) * dtype.itemsize + (2 * heads + c.n_groups) * fp32)
+    between += (length // 512 - 1) * state
+    assert kept_bytes(lambda: block(*inputs, lengths, KEEP)) == pytest.approx(always + between, rel=0.01)
+    assert kept_bytes(lambda: block(*inputs, lengths, RECOMPUTE)) == pytest.approx(always, rel=0.01)
 
 
 def test_backends():

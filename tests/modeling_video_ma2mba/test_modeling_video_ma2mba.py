@@ -259,7 +259,7 @@ def test_layer_checkpointing_gives_equal_loss_and_gradients(model, mixed, pad, a
         calls = []
         hooks = [model.model.language_model.layers[0].mixer.register_forward_pre_hook(lambda *_, c=calls: c.append(1))]
         if checkpointing:
-            model.gradient_checkpointing_enable()
+            model.gradient_checkpointing_enable({"method": "layer"})
             assert model.is_gradient_checkpointing
         loss = model(**given).loss
         loss.backward()

@@ -63,7 +63,7 @@ def test_lists_and_batches_agree(qa, videos):
 
 def test_answers_depend_on_sampling_and_generation_options(qa, videos):
     frames = []
-    hook = qa.model.model.multi_modal_projector.register_forward_hook(lambda _, __, y: frames.append(len(y)))
+    hook = qa.model.model.vision_tower.embeddings.register_forward_hook(lambda _, __, y: frames.append(len(y)))
     qa(video=videos[2], question="who wins ?", max_new_tokens=1, fps=2.0)
     qa(video=videos[2], question="who wins ?", max_new_tokens=1, num_frames=3)
     qa(video=videos[2], question="who wins ?", max_new_tokens=1, max_frames=2)

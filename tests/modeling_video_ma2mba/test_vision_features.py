@@ -5,7 +5,6 @@ import torch
 from torch.nn import functional as F
 from transformers import AutoModel
 
-from modeling_video_ma2mba import vision_features
 from modeling_video_ma2mba.vision_features import (
     FrameSequence,
     PlaceholderSpans,
@@ -135,8 +134,7 @@ def test_what_are_no_frames_is_refused(frames):
 
 @pytest.mark.parametrize("per_frame", [1, 4, 144])
 @pytest.mark.parametrize("limit", [1, 3, 16])
-def test_micro_batches_hold_every_frame_once(monkeypatch, per_frame, limit):
-    monkeypatch.setattr(vision_features, "FRAMES_PER_BATCH", limit)
+def test_micro_batches_hold_every_frame_once(per_frame, limit):
     for first, end in (
         (0, 1),
         (0, per_frame),
@@ -144,7 +142,7 @@ def test_micro_batches_hold_every_frame_once(monkeypatch, per_frame, limit):
         (3, 20 * per_frame),
         (7, 7 + per_frame),
     ):
-        batches = list(frame_batches(first, end, per_frame))
+        batches = list(frame_batches(first, end, per_frame, limit))
         held = [i for start, stop in batches for i in range(start, stop)]
         assert held == sorted({token // per_frame for token in range(first, end)})
         assert all(0 < stop - start <= limit for start, stop in batches)

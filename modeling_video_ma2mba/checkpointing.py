@@ -1,0 +1,199 @@
+"""How gradient checkpointing is switched on: `gradient_checkpointing_enable` of every model, and what it leads to.
+
+"ma-gc" (the default) runs training steps by a `CheckpointPlan`; "layer" is transformers' own, layer by layer.
+"""
+
+import logging
+import re
+from dataclasses import dataclass, fields
+
+import torch
+from transformers import PreTrainedModel
+
+from .checkpoint_cells import run_cells, shards_weights
+from .checkpoint_engine import run_checkpointed
+from .checkpoint_plan import CheckpointPlan, uniform
+
+logger = logging.getLogger(__name__)
+
+METHODS = ("ma-gc", "layer")
+OBJECTIVES = ("time", "memory")
+# What torch.utils.checkpoint takes; without meaning for "ma-gc", which is always exact and never reentrant.
+_TORCH_KEYS = ("use_reentrant", "preserve_rng_state", "determinism_check", "debug", "early_stop", "context_fn")
+_UNITS = {"": 1, "B": 1, "KB": 10**3, "MB": 10**6, "GB": 10**9, "TB": 10**12}
+_UNITS |= {"KIB": 2**10, "MIB": 2**20, "GIB": 2**30, "TIB": 2**40}
+
+
+@dataclass(frozen=True, kw_only=True)
+class CheckpointSettings:
+    """What the user asked for.
+
+    Attributes:
+        memory_budget: bytes that the process may hold on the device in all: weights, gradients, fp32 sums of them,
+            optimizer state and activations. None: what is free when training starts, less a margin.
+        host_budget: bytes of host memory for checkpoints. None: half of what is free.
+        layer_interval, sequence_interval: the paper's l (layers) and s (tokens); given, nothing is planned.
+        objective: "time" takes the fastest plan that fits, "memory" the smallest one.
+        optimizer_bytes: size of the optimizer's state on this device. None: two numbers per trained parameter (Adam).
+    """
+
+    memory_budget: int | None = None
+    host_budget: int | None = None
+    layer_interval: int | None = None
+    sequence_interval: int | None = None
+    objective: str = "time"
+    optimizer_bytes: int | None = None
+
+    @classmethod
+    def from_kwargs(cls, kwargs: dict) -> "CheckpointSettings":
+        """Read `gradient_checkpointing_kwargs`; sizes are bytes or text such as "24GiB".
+
+        Raises:
+            ValueError: an unknown key, or a value that is not allowed.
+        """
+        known = [field.name for field in fields(cls)]
+        unknown = sorted(set(kwargs) - set(known))
+        if unknown:
+            raise ValueError(
+                f"gradient_checkpointing_kwargs has unknown keys {', '.join(map(repr, unknown))}; known are 'method', "
+                f"{', '.join(map(repr, known))}, and torch's {', '.join(map(repr, _TORCH_KEYS))}"
+            )
+        values = dict(kwargs)
+        for name in ("memory_budget", "host_budget", "optimizer_bytes"):
+            if values.get(name) is not None:
+                values[name] = parse_bytes(values[name], name)
+        for name in ("layer_interval", "sequence_interval"):
+            value = values.get(name)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
+                raise ValueError(f"{name}={value!r} must be a whole number, 1 or more")
+        if values.get("objective", "time") not in OBJECTIVES:
+            raise ValueError(f"objective={values['objective']!r}; allowed are {', '.join(map(repr, OBJECTIVES))}")
+        return cls(**values)
+
+
+def parse_bytes(size: int | str, name: str) -> int:
+    """Return bytes from a number or from text such as "24GiB" or "500 MB".
+
+    Raises:
+        ValueError: naming `name` and what is allowed.
+    """
+    if isinstance(size, (int, float)) and not isinstance(size, bool) and size >= 0:
+        return int(size)
+    match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)\s*", size) if isinstance(size, str) else None
+    if match is None or match[2].upper() not in _UNITS:
+        raise ValueError(f'{name}={size!r} is no size; give bytes, or text such as "24GiB", "500MB"')
+    return int(float(match[1]) * _UNITS[match[2].upper()])
+
+
+class Checkpointing:
+    """Multi-axis checkpointing of one language model: settings, and the plans made so far."""
+
+    def __init__(self, settings: CheckpointSettings):
+        self.settings = settings
+        self.fixed_plan = None  # tests and benchmarks: run this one
+        self.engine = None  # that shards the weights, once found
+
+    def read(self, model, rows, inputs, sink, state):
+        """Read `rows` by a plan into `sink`, a `NextTokenLoss` or `KeptOutputs`; return the state behind them."""
+        loss = sink if hasattr(sink, "part") else None
+        plan = self.plan(model, rows.length, rows.batch_size)
+        run = run_checkpointed if self._sharded_by(model, inputs, loss) is None else run_cells
+        output, state = run(model, inputs, rows.length, state, rows.layout, plan, loss)
+        if loss is None:
+            sink.add(0, output)
+        else:
+            loss.total = output
+        return state
+
+    def _sharded_by(self, model, inputs, loss) -> str | None:
+        """Return the engine that shards a weight of the language model, the head or the vision, and log its name once."""
+        vision = [inputs.model] if hasattr(inputs, "model") else []
+        engine = shards_weights(model, *vision, *([] if loss is None else [loss.head]))
+        if engine is not None and engine != self.engine:
+            logger.info('%s shards the weights: the "ma-gc" plan runs as checkpoint cells', engine)
+        self.engine = engine
+        return engine
+
+    def plan(self, model, sequence_length: int, batch_size: int) -> CheckpointPlan:
+        """Return the plan for this many tokens."""
+        if self.fixed_plan is not None:
+            return self.fixed_plan
+        settings, layers = self.settings, model.config.num_hidden_layers
+        segments = uniform(sequence_length, min(settings.sequence_interval or sequence_length, sequence_length))
+        return CheckpointPlan(
+            segments=segments, num_layers=layers, layer_interval=min(settings.layer_interval or layers, layers)
+        )
+
+
+class CheckpointingMixin:
+    """`gradient_checkpointing_enable` and its newer name for every model with a `Ma2mbaModel` inside."""
+
+    def gradient_checkpointing_enable(
+        self, gradient_checkpointing_kwargs: dict | None = None, every_n_layers: int = 1, offload: bool = False
+    ) -> None:
+        """Switch checkpointing on for training.
+
+        Args:
+            gradient_checkpointing_kwargs: `{"method": "ma-gc", ...}` with the fields of `CheckpointSettings` (the
+                default, with an automatic budget), or `{"method": "layer"}` with what torch's `checkpoint` takes.
+            every_n_layers, offload: for "layer" only.
+
+        Raises:
+            ValueError: unknown keys or values, or settings of the other method.
+        """
+        kwargs = dict(gradient_checkpointing_kwargs or {})
+        method = kwargs.pop("method", "ma-gc")
+        if method not in METHODS:
+            raise ValueError(f"method={method!r}; allowed are {', '.join(map(repr, METHODS))}")
+        self.gradient_checkpointing_disable()
+        if method == "layer":
+            _enable_per_layer(self, {"use_reentrant": False} | kwargs, every_n_layers, offload)
+            return
+        if every_n_layers != 1 or offload:
+            raise ValueError(
+                'every_n_layers and offload belong to {"method": "layer"}; '
+                '"ma-gc" takes layer_interval and host_budget'
+            )
+        settings = CheckpointSettings.from_kwargs({k: v for k, v in kwargs.items() if k not in _TORCH_KEYS})
+        for model in _language_models(self):
+            model.checkpointing = Checkpointing(settings)
+            model.gradient_checkpointing = True  # what `is_gradient_checkpointing` and the Trainer read
+
+    def activation_checkpointing_enable(
+        self, activation_checkpointing_kwargs: dict | None = None, every_n_layers: int = 1, offload: bool = False
+    ) -> None:
+        """`gradient_checkpointing_enable` under the name that transformers gave it in 5.23."""
+        self.gradient_checkpointing_enable(activation_checkpointing_kwargs, every_n_layers, offload)
+
+    def gradient_checkpointing_disable(self) -> None:
+        """Switch checkpointing off; training keeps every activation again."""
+        for model in _language_models(self):
+            model.checkpointing = None
+        PreTrainedModel._set_gradient_checkpointing(self, enable=False)
+        if getattr(self, "_hf_peft_config_loaded", False):
+            self.disable_input_require_grads()
+
+    def activation_checkpointing_disable(self) -> None:
+        """`gradient_checkpointing_disable` under the name that transformers gave it in 5.23."""
+        self.gradient_checkpointing_disable()
+
+    def checkpoint_plan(self, sequence_length: int, batch_size: int = 1) -> CheckpointPlan:
+        """Return the plan that a training step on this many tokens (per row) would run by.
+
+        Raises:
+            ValueError: checkpointing is off, or nothing fits the budget.
+        """
+        model = next(iter(_language_models(self)))
+        if model.checkpointing is None:
+            raise ValueError("no plan without checkpointing: call gradient_checkpointing_enable() first")
+        return model.checkpointing.plan(model, sequence_length, batch_size)
+
+
+def _language_models(model: torch.nn.Module):
+    return [module for module in model.modules() if hasattr(module, "checkpointing")]
+
+
+def _enable_per_layer(model, kwargs: dict, every_n_layers: int, offload: bool) -> None:
+    """Call transformers' own implementation, whose name changed after 5.17."""
+    own = getattr(PreTrainedModel, "_activation_checkpointing_enable", PreTrainedModel.gradient_checkpointing_enable)
+    own(model, kwargs, every_n_layers=every_n_layers, offload=offload)
