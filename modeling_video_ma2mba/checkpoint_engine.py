@@ -112,11 +112,11 @@ class _Run:
         self.versions = self._versions()
         return self.tensors
 
-    def _versions(self) -> list[int]:
-        """Return a number per tensor that the backward reads again, counting changes in place; frozen ones too."""
+    def _versions(self) -> list[tuple[int, int]]:
+        """Return which tensors the backward reads again, frozen ones too, and how often each was changed in place."""
         head = [] if self.loss is None else self.loss.head.parameters()
         read = [*self.tensors, *self.model.parameters(), *head, *self.inputs.read_again()]
-        return [tensor._version for tensor in read if not tensor.is_inference()]
+        return [(id(tensor), tensor._version) for tensor in read if not tensor.is_inference()]
 
     def _norm_parameters(self):
         return [p for p in self.model.norm_f.parameters() if p.requires_grad]
@@ -230,7 +230,9 @@ class _Run:
     def backward(self, grad_output, grad_states) -> list[torch.Tensor | None]:
         """Return the gradient of every tensor of `trained()`."""
         if self.versions != self._versions():
-            raise RuntimeError("a weight or input was changed in place between forward and backward; step afterwards")
+            raise RuntimeError(
+                "a weight or input was changed in place or exchanged between forward and backward; step afterwards"
+            )
         layers = len(self.layer_parameters)
         self.sums = GradientSums()
         self.grad_conv, self.grad_ssm = grad_states[:layers], grad_states[layers:]
@@ -357,9 +359,17 @@ class _Run:
         del pairs, given, gradient
         found = torch.autograd.grad(outputs, [*wanted, *self.layer_parameters[i]], gradients, allow_unused=True)
         of_leaves = iter(found[: len(wanted)])
-        gradient, self.grad_conv[i], self.grad_ssm[i] = (next(of_leaves) if t.requires_grad else None for t in leaves)
+        gradient, of_conv, of_ssm = (next(of_leaves) if t.requires_grad else None for t in leaves)
+        self.grad_conv[i], self.grad_ssm[i] = _own(of_conv), _own(of_ssm)
         self.sums.add_all(self.layer_parameters[i], found[len(wanted) :])
         return gradient
+
+
+def _own(tensor: torch.Tensor | None) -> torch.Tensor | None:
+    """Return the tensor with storage of its own: a view into a larger one would keep that alive, layer by layer."""
+    if tensor is None or tensor.untyped_storage().nbytes() == tensor.nbytes:
+        return tensor
+    return tensor.clone(memory_format=torch.contiguous_format)
 
 
 class RandomState:

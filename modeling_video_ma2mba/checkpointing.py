@@ -4,15 +4,23 @@
 """
 
 import logging
+import math
 import re
-from dataclasses import dataclass, fields
+from dataclasses import dataclass, fields, replace
 
 import torch
 from transformers import PreTrainedModel
 
+from .checkpoint_analytic import analytic_costs
+from .checkpoint_budget import HeldBytes, activation_budget, free_host_bytes
 from .checkpoint_cells import run_cells, shards_weights
+from .checkpoint_costs import StepCosts, measure_costs
 from .checkpoint_engine import run_checkpointed
 from .checkpoint_plan import CheckpointPlan, uniform
+from .checkpoint_planner import find_plan
+from .checkpoint_predict import predict
+from .kernels import choose_backend
+from .visual_inputs import VisualInputs
 
 logger = logging.getLogger(__name__)
 
@@ -77,7 +85,7 @@ def parse_bytes(size: int | str, name: str) -> int:
     Raises:
         ValueError: naming `name` and what is allowed.
     """
-    if isinstance(size, (int, float)) and not isinstance(size, bool) and size >= 0:
+    if isinstance(size, (int, float)) and not isinstance(size, bool) and 0 <= size < math.inf:
         return int(size)
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)\s*", size) if isinstance(size, str) else None
     if match is None or match[2].upper() not in _UNITS:
@@ -92,12 +100,18 @@ class Checkpointing:
         self.settings = settings
         self.fixed_plan = None  # tests and benchmarks: run this one
         self.engine = None  # that shards the weights, once found
+        self.budgets = None  # (activations, host), once known
+        self.costs, self.plans = {}, {}
 
     def read(self, model, rows, inputs, sink, state):
         """Read `rows` by a plan into `sink`, a `NextTokenLoss` or `KeptOutputs`; return the state behind them."""
         loss = sink if hasattr(sink, "part") else None
-        plan = self.plan(model, rows.length, rows.batch_size)
-        run = run_checkpointed if self._sharded_by(model, inputs, loss) is None else run_cells
+        vision = inputs.model if isinstance(inputs, VisualInputs) else None
+        engine = self._sharded_by(model, inputs, loss)
+        parts = _Parts(model, None if loss is None else loss.head, vision, engine is not None)
+        frames = 0 if vision is None else inputs.num_frames
+        plan = self.plan(parts, rows.length, rows.batch_size, frames)
+        run = run_checkpointed if engine is None else run_cells
         output, state = run(model, inputs, rows.length, state, rows.layout, plan, loss)
         if loss is None:
             sink.add(0, output)
@@ -106,7 +120,7 @@ class Checkpointing:
         return state
 
     def _sharded_by(self, model, inputs, loss) -> str | None:
-        """Return the engine that shards a weight of the language model, the head or the vision, and log its name once."""
+        """Return the engine that shards a weight of language model, head or vision; log its name once."""
         vision = [inputs.model] if hasattr(inputs, "model") else []
         engine = shards_weights(model, *vision, *([] if loss is None else [loss.head]))
         if engine is not None and engine != self.engine:
@@ -114,15 +128,91 @@ class Checkpointing:
         self.engine = engine
         return engine
 
-    def plan(self, model, sequence_length: int, batch_size: int) -> CheckpointPlan:
-        """Return the plan for this many tokens."""
+    def plan(self, parts: "_Parts", sequence_length: int, batch_size: int, num_frames: int) -> CheckpointPlan:
+        """Return the plan for this many tokens of each row and frames of all."""
         if self.fixed_plan is not None:
             return self.fixed_plan
-        settings, layers = self.settings, model.config.num_hidden_layers
-        segments = uniform(sequence_length, min(settings.sequence_interval or sequence_length, sequence_length))
-        return CheckpointPlan(
-            segments=segments, num_layers=layers, layer_interval=min(settings.layer_interval or layers, layers)
+        settings = self.settings
+        if settings.layer_interval or settings.sequence_interval:
+            layers = parts.model.config.num_hidden_layers
+            longest = min(sequence_length, parts.model.longest_segment(batch_size))
+            return CheckpointPlan(
+                segments=uniform(sequence_length, min(settings.sequence_interval or longest, longest)),
+                num_layers=layers,
+                layer_interval=min(settings.layer_interval or layers, layers),
+            )
+        rounded = _round_up(sequence_length)
+        frames = math.ceil(num_frames * rounded / sequence_length)
+        key = (rounded, batch_size, _round_up(frames), *parts.key())
+        if key not in self.plans:
+            self.plans[key] = self._find(parts, rounded, batch_size, frames)
+            logger.info("batch of %d x %d tokens:\n%s", batch_size, sequence_length, self.plans[key].summary())
+        return self.plans[key]
+
+    def _find(self, parts, sequence_length, batch_size, num_frames) -> CheckpointPlan:
+        device = parts.model.norm_f.weight.device
+        costs = self.step_costs(parts, batch_size)
+        held = HeldBytes.of(parts.modules, self.settings.optimizer_bytes)
+        if self.budgets is None:  # once: later on, what exists already would count twice
+            host = self.settings.host_budget
+            self.budgets = (
+                activation_budget(held, self.settings.memory_budget, device),
+                free_host_bytes() // (2 if device.type == "cuda" else 4) if host is None else host,
+            )
+        costs = replace(costs, **held.terms())
+        # On a CPU host memory is device memory: checkpoints are no better off there, unless somebody wants to see it.
+        features_only = device.type == "cpu" and self.settings.host_budget is None
+        return find_plan(
+            costs, sequence_length, *self.budgets, self.settings.objective, num_frames, features_only=features_only
         )
+
+    def step_costs(self, parts: "_Parts", batch_size: int) -> StepCosts:
+        """Return what a layer, the head and the frames cost: measured once for each batch size and dtype."""
+        key = (batch_size, *parts.key())
+        if key not in self.costs:
+            if parts.is_sharded:  # a layer of its own cannot be run without the other ranks
+                config = parts.model.config if parts.vision is None else parts.vision.config
+                self.costs[key] = analytic_costs(config, batch_size, parts.dtype, parts.scan)
+            else:
+                self.costs[key] = measure_costs(parts.model, batch_size, parts.head, parts.vision)
+        return self.costs[key]
+
+
+@dataclass(frozen=True)
+class _Parts:
+    """The modules of a training step: language model, head and video model, which may be None."""
+
+    model: torch.nn.Module
+    head: torch.nn.Module | None
+    vision: torch.nn.Module | None
+    is_sharded: bool
+
+    @property
+    def modules(self) -> list[torch.nn.Module]:
+        return [module for module in (self.model, self.head, self.vision) if module is not None]
+
+    @property
+    def dtype(self) -> torch.dtype:
+        device = self.model.norm_f.weight.device.type
+        if torch.is_autocast_enabled(device):
+            return torch.get_autocast_dtype(device)
+        return self.model.norm_f.weight.dtype
+
+    @property
+    def scan(self) -> str:
+        weight = self.model.norm_f.weight
+        return choose_backend(self.model.config.backend, weight.device, weight.dtype).scan
+
+    def key(self) -> tuple:
+        """Return what costs depend on besides sizes."""
+        weight = self.model.norm_f.weight
+        trained = sum(p.numel() for module in self.modules for p in module.parameters() if p.requires_grad)
+        return weight.device, weight.dtype, self.dtype, trained
+
+
+def _round_up(length: int) -> int:
+    """Return the next quarter of a power of 2, so that few plans are made."""
+    return 0 if length == 0 else math.ceil(2 ** (math.ceil(4 * math.log2(length)) / 4))
 
 
 class CheckpointingMixin:
@@ -145,8 +235,8 @@ class CheckpointingMixin:
         method = kwargs.pop("method", "ma-gc")
         if method not in METHODS:
             raise ValueError(f"method={method!r}; allowed are {', '.join(map(repr, METHODS))}")
-        self.gradient_checkpointing_disable()
         if method == "layer":
+            self.gradient_checkpointing_disable()
             _enable_per_layer(self, {"use_reentrant": False} | kwargs, every_n_layers, offload)
             return
         if every_n_layers != 1 or offload:
@@ -155,6 +245,7 @@ class CheckpointingMixin:
                 '"ma-gc" takes layer_interval and host_budget'
             )
         settings = CheckpointSettings.from_kwargs({k: v for k, v in kwargs.items() if k not in _TORCH_KEYS})
+        self.gradient_checkpointing_disable()
         for model in _language_models(self):
             model.checkpointing = Checkpointing(settings)
             model.gradient_checkpointing = True  # what `is_gradient_checkpointing` and the Trainer read
@@ -170,15 +261,16 @@ class CheckpointingMixin:
         for model in _language_models(self):
             model.checkpointing = None
         PreTrainedModel._set_gradient_checkpointing(self, enable=False)
-        if getattr(self, "_hf_peft_config_loaded", False):
-            self.disable_input_require_grads()
+        self.disable_input_require_grads()  # which "layer" enables
 
     def activation_checkpointing_disable(self) -> None:
         """`gradient_checkpointing_disable` under the name that transformers gave it in 5.23."""
         self.gradient_checkpointing_disable()
 
     def checkpoint_plan(self, sequence_length: int, batch_size: int = 1) -> CheckpointPlan:
-        """Return the plan that a training step on this many tokens (per row) would run by.
+        """Return the plan that a training step on this many tokens of each row would run by, and what it costs.
+
+        A video model's tokens count as frames throughout, which is the most they can cost.
 
         Raises:
             ValueError: checkpointing is off, or nothing fits the budget.
@@ -186,7 +278,18 @@ class CheckpointingMixin:
         model = next(iter(_language_models(self)))
         if model.checkpointing is None:
             raise ValueError("no plan without checkpointing: call gradient_checkpointing_enable() first")
-        return model.checkpointing.plan(model, sequence_length, batch_size)
+        if sequence_length < 1 or batch_size < 1:
+            raise ValueError(f"sequence_length={sequence_length}, batch_size={batch_size}: both must be at least 1")
+        vision = next((module for module in self.modules() if hasattr(module, "vision_tower")), None)
+        parts = _Parts(model, getattr(self, "lm_head", None), vision, shards_weights(self) is not None)
+        per_frame = 0 if vision is None else vision.config.tokens_per_frame
+        frames = batch_size * sequence_length // per_frame if per_frame else 0
+        plan = model.checkpointing.plan(parts, sequence_length, batch_size, frames)
+        if plan.predicted is None:
+            held = HeldBytes.of(parts.modules, model.checkpointing.settings.optimizer_bytes)
+            costs = replace(model.checkpointing.step_costs(parts, batch_size), **held.terms())
+            plan = replace(plan, predicted=predict(plan, costs, frames))
+        return plan
 
 
 def _language_models(model: torch.nn.Module):

@@ -274,7 +274,7 @@ class _TorchConv(torch.autograd.Function):
             grad_xBC,
             grad_taps.t().to(weight.dtype) if need_weight else None,
             grad_bias.to(bias.dtype) if need_bias else None,
-            before.to(conv_state.dtype) if need_state else None,
+            before.to(conv_state.dtype, copy=True) if need_state else None,  # a view would keep the whole piece
         )
 
 

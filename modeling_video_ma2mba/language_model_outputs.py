@@ -161,7 +161,8 @@ def read_rows(
     state = model.new_state(rows.batch_size) if past_key_values is None else past_key_values.fork()
     seen_before = state.seen_tokens
     checkpointing = model.checkpointing
-    if checkpointing is not None and model.training and torch.is_grad_enabled():
+    # Loss and logits at once are asked for outside training only, whatever mode the model inside is in.
+    if checkpointing is not None and model.training and torch.is_grad_enabled() and len(sinks) == 1:
         if output_hidden_states:
             raise ValueError(
                 'output_hidden_states in training needs every layer\'s activations, which "ma-gc" does not keep; '

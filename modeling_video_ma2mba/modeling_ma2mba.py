@@ -285,7 +285,7 @@ class Ma2mbaModel(Ma2mbaPreTrainedModel):
         Yields:
             start, the output (B, n, D) of the positions from `start`, and every layer's hidden states or None.
         """
-        piece = self._longest_segment(state.batch_size)
+        piece = self.longest_segment(state.batch_size)
         if not torch.is_grad_enabled():
             piece = min(piece, segment_length or max(1, self.segment_length // state.batch_size))
         for start in range(0, length, piece):
@@ -296,7 +296,8 @@ class Ma2mbaModel(Ma2mbaPreTrainedModel):
             state.assign(after)
             yield start, hidden, per_layer
 
-    def _longest_segment(self, batch_size: int) -> int:
+    def longest_segment(self, batch_size: int) -> int:
+        """Return the tokens of each row that the kernels can take at once, in whole chunks where possible."""
         config = self.config
         tokens = max_segment_tokens(
             hidden_size=config.hidden_size,

@@ -389,6 +389,13 @@ def _one_token(x, dt, A, B, C, D, initial_state):
     return y.to(x.dtype), state.view(batch, heads, head_dim, size)
 
 
+def workspace_tokens(batch: int, heads: int, device: torch.device) -> int:
+    """Return from how many tokens of each row on the workspace of `ssd_chunked` stays the same."""
+    elements = CPU_BLOCK_ELEMENTS if device.type == "cpu" else DEVICE_BLOCK_ELEMENTS
+    rows = min(batch, max(1, elements // (heads * CHUNK_SIZE**2)))
+    return max(TOKENS_PER_KEPT_STATE, elements // (heads * CHUNK_SIZE * rows))
+
+
 def _plan(x, chunk_size):
     """Return slices of rows, and segments: lists of (first token, chunks, chunk length), in order of tokens."""
     batch, tokens, heads, _ = x.shape

@@ -10,6 +10,7 @@ Dims: B batch, T tokens, D model width, F frames, V visual tokens of a frame.
 import torch
 from torch import nn
 
+from .checkpoint_engine import RandomState
 from .checkpoint_store import HostSlabs
 from .gradient_sums import GradientSums
 from .row_layout import Rows
@@ -153,12 +154,14 @@ class VisualInputs(TextInputs):
         if not needs_graph and all(frame in kept for frame in range(first, end)):
             features = [kept[frame].to(weight.device, non_blocking=True) for frame in range(first, end)]
             return torch.cat(features)[tokens]
+        before = RandomState(weight.device)
         pixels = frames.load(first, end, weight.device, self.model.vision_tower.dtype)
         features = encode_frames(
             self.model.vision_tower, pixels, self.config.feature_layers_run, self.config.spatial_pool_stride
         )  # (F, V, vision width)
         features = features.to(weight.dtype)
-        if self.keep_features:
+        # With dropout a frame differs each time: only running it again repeats what a segment has seen of it.
+        if self.keep_features and RandomState(weight.device).equals(before):
             for frame in range(first, end):
                 if frame not in kept:
                     kept[frame] = self.host.like(features[frame - first])

@@ -1,0 +1,136 @@
+"""`StepCosts` from a config alone, in bytes: for models that are not built and devices that are not here.
+
+It counts the tensors that norms.py, kernels.py and the scan keep for the backward (a test holds the sum within 1 % of
+what a block keeps); transients are rougher. Time cannot be counted and is left out.
+"""
+
+import torch
+
+from .checkpoint_costs import LayerCost, StepCosts, VisionCost
+from .configuration_video_ma2mba import Ma2mbaConfig, VideoMa2mbaConfig
+from .kernels import max_segment_tokens
+from .state import RecurrentState
+
+# Transients of a layer's backward in numbers of the inner width: the Triton kernels' per token (reference figure 96 kB
+# at Mamba-2 2.7B in 16 bit), the PyTorch scan's per token and, up to a size, per block of its workspace.
+_TRITON_TRANSIENT = 9.4
+_TORCH_TRANSIENT = 8
+
+
+def analytic_costs(
+    config: Ma2mbaConfig | VideoMa2mbaConfig,
+    batch_size: int = 1,
+    dtype: torch.dtype = torch.bfloat16,
+    scan: str = "triton",
+    tower_is_trained: bool = True,
+    optimizer_bytes_per_parameter: float | None = None,
+) -> StepCosts:
+    """Return the costs of a model of `config` whose weights and activations are in `dtype`.
+
+    Args:
+        scan: "triton" or "torch", who runs the scan.
+        optimizer_bytes_per_parameter: None: two numbers of `dtype` (Adam).
+    """
+    text, size = config.get_text_config(), dtype.itemsize
+    layers = text.num_hidden_layers
+    conv, ssm = RecurrentState.shapes(text, batch_size)
+    state = _count(conv) * size + _count(ssm) * 4
+    boundary = batch_size * text.hidden_size * (max(4, size) if text.residual_in_fp32 else size)
+    costs = {
+        recompute: {n: _layer(text, batch_size, n, size, boundary, state, scan, recompute) for n in (256, 8192)}
+        for recompute in (False, True)
+    }
+    layer_weights, weights, trained = _parameters(config, tower_is_trained)
+    rows = text.vocab_size
+    limits = {name: getattr(text, name) for name in ("hidden_size", "intermediate_size", "conv_dim", "num_heads")}
+    limits |= {name: getattr(text, name) for name in ("head_dim", "state_size", "chunk_size")}
+    return StepCosts(
+        source="analytic",
+        device_type="cuda" if scan == "triton" else "cpu",
+        batch_size=batch_size,
+        num_layers=layers,
+        state_bytes=layers * state,
+        boundary_bytes=boundary,
+        longest_segment=max_segment_tokens(batch_size=batch_size, **limits),
+        layers=costs,
+        head_rows=rows,
+        logit_bytes=rows * (12 + (size if size < 4 else 0)),
+        head_bytes=rows * text.hidden_size * size,
+        embedding_bytes=rows * text.hidden_size * size,
+        weights=weights * size,
+        gradients=trained * size,
+        sums=trained * max(4, size),
+        layer_sums=layer_weights * max(4, size),
+        optimizer=int(
+            trained * (2 * size if optimizer_bytes_per_parameter is None else optimizer_bytes_per_parameter)
+        ),
+        **_vision(config, size, tower_is_trained),
+    )
+
+
+def _layer(text, batch_size, n, size, boundary, state, scan, recompute) -> LayerCost:
+    """Count what norms.py, kernels.py and ssd.py keep; `n` tokens of each row."""
+    width, inner, heads, tokens = text.hidden_size, text.intermediate_size, text.num_heads, batch_size * n
+    always = tokens * ((width + inner + text.conv_dim + heads + inner) * size + 4) + n * boundary + state
+    between = tokens * ((text.conv_dim + inner) * size + (2 * heads + text.n_groups) * 4)
+    if scan == "torch":
+        between += max(0, n // 512 - 1) * _count(RecurrentState.shapes(text, batch_size)[1]) * 4
+    graph = always + (0 if recompute else between)
+    per_token = (_TRITON_TRANSIENT if scan == "triton" else _TORCH_TRANSIENT) * inner * size
+    weights = _layer_parameters(text) * size
+    # What was not kept is made again, and stays until the backward has gone through it.
+    backward = tokens * per_token + weights + (between if recompute else 0)
+    return LayerCost(graph, graph + tokens * inner * size, always + between + tokens * inner * size, backward)
+
+
+def _layer_parameters(text: Ma2mbaConfig) -> int:
+    projections = text.hidden_size * (2 * text.intermediate_size + text.conv_dim + text.num_heads)
+    bias = (text.hidden_size + text.intermediate_size + text.conv_dim + text.num_heads) * text.use_bias
+    conv = text.conv_dim * (text.conv_kernel + text.use_conv_bias)
+    return projections + bias + conv + 3 * text.num_heads + text.intermediate_size + text.hidden_size
+
+
+def _parameters(config, tower_is_trained: bool) -> tuple[int, int, int]:
+    """Return parameters of a layer, of the model, and those that are trained."""
+    text = config.get_text_config()
+    layer = _layer_parameters(text)
+    tied = config.tie_word_embeddings
+    language = text.num_hidden_layers * layer + text.hidden_size + text.vocab_size * text.hidden_size * (2 - tied)
+    if not isinstance(config, VideoMa2mbaConfig):
+        return layer, language, language
+    vision, width = config.vision_config, text.hidden_size
+    d, m, patch = vision.hidden_size, vision.intermediate_size, vision.patch_size
+    encoder = 4 * d * d + 2 * d * m + 9 * d + m  # a layer: attention, two linear layers, two norms, biases
+    tower = vision.num_hidden_layers * encoder + 3 * patch * patch * d + d * (vision.image_size // patch) ** 2 + 6 * d
+    projector = width * (d + 1) + width * (width + 1)
+    used = tower * config.feature_layers_run / vision.num_hidden_layers
+    trained = language + projector + (used if tower_is_trained else 0)
+    return layer, language + projector + tower, round(trained)
+
+
+def _vision(config, size: int, tower_is_trained: bool) -> dict:
+    if not isinstance(config, VideoMa2mbaConfig):
+        return {"vision": {}}
+    vision = config.vision_config
+    patches = (vision.image_size // vision.patch_size) ** 2 + 1
+    d, m = vision.hidden_size, vision.intermediate_size
+    # Kept by a layer: two norms' inputs and outputs, q, k, v, attention's output, two linear layers' inputs.
+    per_layer = patches * (8 * d + 2 * m) * size
+    plain = patches * (4 * d + 2 * m) * size
+    graph = config.feature_layers_run * per_layer
+    weights = _parameters(config, True)[1] - _parameters(config.get_text_config(), True)[1]
+    cost = {
+        count: VisionCost(count * plain, (count * graph + weights * size) if tower_is_trained else count * plain)
+        for count in (1, 4)
+    }
+    tokens = config.tokens_per_frame
+    return {
+        "vision": cost,
+        "tower_is_trained": tower_is_trained,
+        "tokens_per_frame": tokens,
+        "feature_bytes": tokens * d * size,
+    }
+
+
+def _count(shape: tuple[int, ...]) -> int:
+    return torch.Size(shape).numel()
