@@ -165,7 +165,7 @@ class _Run:
         for at, i in enumerate(group):
             block = self.model.layers[i]
             # What runs in a backward stays gathered, all blocks of a cell: so leave them as they were found. (One in
-            # the middle of its own backward was found gathered.) Older versions' hooks do not even gather.
+            # the middle of its own backward was found gathered.) Hooks of older versions may not gather here.
             alone = is_again and _is_unit(block) and any(map(_is_sharded, block.parameters()))
             if alone:
                 block.unshard()

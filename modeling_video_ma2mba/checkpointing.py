@@ -17,7 +17,7 @@ from .checkpoint_cells import run_cells, shards_weights
 from .checkpoint_costs import StepCosts, measure_costs
 from .checkpoint_engine import run_checkpointed
 from .checkpoint_plan import CheckpointPlan, uniform
-from .checkpoint_planner import find_plan
+from .checkpoint_planner import NoPlanFits, find_plan
 from .checkpoint_predict import predict
 from .kernels import choose_backend
 from .visual_inputs import VisualInputs
@@ -141,11 +141,17 @@ class Checkpointing:
                 num_layers=layers,
                 layer_interval=min(settings.layer_interval or layers, layers),
             )
+        # Few different lengths are planned for; a length that fits on its own must not fail for that.
         rounded = _round_up(sequence_length)
-        frames = math.ceil(num_frames * rounded / sequence_length)
-        key = (rounded, batch_size, _round_up(frames), *parts.key())
+        try:
+            return self._planned(parts, rounded, batch_size, math.ceil(num_frames * rounded / sequence_length))
+        except NoPlanFits:
+            return self._planned(parts, sequence_length, batch_size, num_frames)
+
+    def _planned(self, parts, sequence_length, batch_size, num_frames) -> CheckpointPlan:
+        key = (sequence_length, batch_size, _round_up(num_frames), *parts.key())
         if key not in self.plans:
-            self.plans[key] = self._find(parts, rounded, batch_size, frames)
+            self.plans[key] = self._find(parts, sequence_length, batch_size, num_frames)
             logger.info("batch of %d x %d tokens:\n%s", batch_size, sequence_length, self.plans[key].summary())
         return self.plans[key]
 
