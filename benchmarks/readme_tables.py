@@ -9,7 +9,12 @@ import json
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-BEGIN, END = "<!-- benchmarks/readme_tables.py -->\n", "<!-- end -->"
+# Marker in the README -> what stands between it and the next `END`.
+MARKERS = {
+    "<!-- benchmarks/readme_tables.py: checkpointing -->\n": lambda: checkpointing_table() + "\n",
+    "<!-- benchmarks/readme_tables.py: speed -->\n": lambda: f"{scan_table()}\n\n{decoding_table()}\n",
+}
+END = "<!-- end -->"
 
 
 def newest(question: str) -> dict:
@@ -58,20 +63,52 @@ def decoding_table() -> str:
     return "\n".join(lines)
 
 
-def tables() -> str:
-    """Return all tables as Markdown."""
-    return f"{scan_table()}\n\n{decoding_table()}\n"
+def checkpointing_table() -> str:
+    """Memory by length and time over plain training, of every checkpointing method."""
+    result = newest("ma_gc_small")
+    memory = [row for row in result["rows"] if row["kind"] == "memory"]
+    times = {row["method"]: row for row in result["rows"] if row["kind"] == "time"}
+    lengths = sorted({row["length"] for row in memory})
+    at, longest = next(iter(times.values()))["length"], lengths[-1]
+    lines = [
+        "Activations of a training step in MB (beyond weights, gradients and their fp32 sums), and time over plain "
+        f"training at {at:,} tokens: 16 layers of width 256, fp32, one sequence of text, segments of "
+        f"{result['settings']['segment']} tokens, {result['hardware']['cpu']}, {result['settings']['threads']} thread "
+        f"(`results/{result['file']}`):",
+        "",
+        f"| method | {' | '.join(f'{n:,} tokens' for n in lengths)} | host at {longest:,} | time | forwards again |",
+        f"| --- |{' --- |' * (len(lengths) + 3)}",
+    ]
+    for method in dict.fromkeys(row["method"] for row in memory):
+        rows = {row["length"]: row for row in memory if row["method"] == method}
+        cells = [f"{rows[n]['activations'] / 1e6:,.1f}" if n in rows else "" for n in lengths]
+        host = f"{rows[longest]['host'] / 1e6:,.0f}" if longest in rows and rows[longest]["host"] else ""
+        again = rows[min(rows)].get("extra_forwards", "")
+        again = rows[longest]["extra_forwards"] if again != "" and longest in rows else again
+        time = f"{times[method]['ratio_to_plain']:.2f}" if method in times else ""
+        lines.append(f"| {method} | {' | '.join(cells)} | {host} | {time} | {again} |")
+    formula = {row["length"]: row["paper_formula"] for row in memory if "paper_formula" in row}
+    cells = [f"{formula[n] / 1e6:,.1f}" for n in lengths]
+    lines.append(f"| the paper's formula for its grid | {' | '.join(cells)} | | | |")
+    return "\n".join(lines)
+
+
+def with_tables(readme: str) -> str:
+    """Return the README with every table made from the newest results."""
+    for marker, table in MARKERS.items():
+        before, rest = readme.split(marker)
+        readme = before + marker + table() + rest[rest.index(END) :]
+    return readme
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--write", action="store_true", help="put the tables into README.md")
     if not parser.parse_args().write:
-        print(tables())
+        print("\n".join(table() for table in MARKERS.values()))
         return
     path = ROOT / "README.md"
-    before, rest = path.read_text(encoding="utf-8").split(BEGIN)
-    path.write_text(before + BEGIN + tables() + rest[rest.index(END) :], encoding="utf-8")
+    path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":
