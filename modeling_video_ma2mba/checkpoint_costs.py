@@ -17,7 +17,7 @@ from .kernels import choose_backend
 from .language_model_outputs import LOSS_LOGITS_BYTES
 from .live_memory import MemoryMeter
 from .ssd import workspace_tokens
-from .vision_features import encode_frames
+from .vision_features import encode_frames, frame_sequence
 
 # Tokens (over all rows) at which a layer is measured: enough to see what grows and what does not.
 POINTS = {"cuda": (1024, 2048, 4096, 8192), "cpu": (64, 256, 512, 2048)}
@@ -38,10 +38,10 @@ class LayerCost(NamedTuple):
 
 
 class VisionCost(NamedTuple):
-    """A micro-batch of frames through tower, pooling and projector; bytes and seconds as in `LayerCost`."""
+    """A micro-batch of frames, from uint8 pixels to tokens; bytes and seconds as in `LayerCost`."""
 
-    plain_peak: float
-    graph_peak: float  # forward and backward together, weight gradients included
+    plain_peak: float  # tower, pooling and projector without graph
+    graph_peak: float  # with graph and backward, weight gradients included; only the projector if the tower is frozen
     plain_seconds: float | None = None
     graph_seconds: float | None = None
 
@@ -61,7 +61,8 @@ class StepCosts:
         logit_bytes: at most held of logits, their gradients included, per supervised position.
         feature_bytes: pooled features of one frame on the host.
         tokens_per_frame: 0 without a tower.
-        weights, gradients, sums, optimizer: bytes of those on the device. layer_sums: sums of one layer.
+        weights, gradients, sums, optimizer: bytes of those on the device. layer_sums, vision_sums: sums of one layer,
+            of tower and projector.
     """
 
     source: str
@@ -80,6 +81,7 @@ class StepCosts:
     gradients: int = 0
     sums: int = 0
     layer_sums: int = 0
+    vision_sums: int = 0
     optimizer: int = 0
     vision: dict[int, VisionCost] = None
     tower_is_trained: bool = False
@@ -133,7 +135,7 @@ def measure_costs(model, batch_size: int, head=None, vision=None) -> StepCosts:
         boundary_bytes=hidden.nbytes,
         longest_segment=model.longest_segment(batch_size),
         layers=layers,
-        layer_sums=sum(p.numel() * max(4, p.element_size()) for p in model.layers[0].parameters() if p.requires_grad),
+        layer_sums=_sums_of(model.layers[0].parameters()),
         vision=frames,
         **_head_costs(model, head),
     )
@@ -155,9 +157,15 @@ def _head_costs(model, head) -> dict:
     }
 
 
+def _sums_of(parameters) -> int:
+    """Return bytes of the gradient sums of those parameters that are trained."""
+    return sum(p.numel() * max(4, p.element_size()) for p in parameters if p.requires_grad)
+
+
 def _vision_facts(vision) -> dict:
     config = vision.config
     return {
+        "vision_sums": _sums_of([*vision.vision_tower.parameters(), *vision.multi_modal_projector.parameters()]),
         "tower_is_trained": any(parameter.requires_grad for parameter in vision.vision_tower.parameters()),
         "tokens_per_frame": config.tokens_per_frame,
         "feature_bytes": config.tokens_per_frame
@@ -223,32 +231,35 @@ def profiled_lengths(model, batch_size: int, backend) -> list[int]:
 
 
 def _measure_frames(vision, count: int) -> VisionCost:
-    config, projector = vision.config, vision.multi_modal_projector
-    device, size = projector.linear_1.weight.device, config.vision_config.image_size
-    pixels = torch.zeros(count, 3, size, size, dtype=vision.vision_tower.dtype, device=device)
-    parameters = [p for m in (vision.vision_tower, projector) for p in m.parameters() if p.requires_grad]
+    config, tower, projector = vision.config, vision.vision_tower, vision.multi_modal_projector
+    weight, size = projector.linear_1.weight, config.vision_config.image_size
+    frames = frame_sequence(config, torch.zeros(1, count, 3, size, size, dtype=torch.uint8), "pixel_values_videos")
+    trained = [p for module in (tower, projector) for p in module.parameters() if p.requires_grad]
+    tower_is_trained = any(p.requires_grad for p in tower.parameters())
 
     def encode():
-        features = encode_frames(vision.vision_tower, pixels, config.feature_layers_run, config.spatial_pool_stride)
-        return projector(features.to(projector.linear_1.weight.dtype))
+        pixels = frames.load(0, count, weight.device, tower.dtype)
+        return encode_frames(tower, pixels, config.feature_layers_run, config.spatial_pool_stride).to(weight.dtype)
 
     def plain():
         with torch.no_grad():
-            return encode()
+            return projector(encode().flatten(0, 1))
+
+    with torch.no_grad():
+        features = encode()
 
     def graph():
         with torch.enable_grad():
-            tokens = encode()
-        return torch.autograd.grad(tokens, parameters, torch.ones_like(tokens), allow_unused=True)
+            tokens = projector((encode() if tower_is_trained else features).flatten(0, 1))
+        return torch.autograd.grad(tokens, trained, torch.ones_like(tokens), allow_unused=True)
 
-    peaks = []
-    for function in (plain, graph) if parameters else (plain,):
-        function()
-        with MemoryMeter(device) as meter:
+    peaks, seconds = [0.0, 0.0], [0.0, 0.0]
+    for k, function in enumerate((plain, graph) if trained else (plain,)):
+        with MemoryMeter(weight.device) as meter:
             function()
-            peaks.append(meter.peak)
-    seconds = [_seconds(device, plain), _seconds(device, graph) if parameters else 0.0]
-    return VisionCost(peaks[0], peaks[-1], *seconds)
+            peaks[k] = meter.peak
+        seconds[k] = _seconds(weight.device, function)
+    return VisionCost(*peaks, *seconds)
 
 
 def _seconds(device, function) -> float:

@@ -102,7 +102,7 @@ class CheckpointPlan:
             f"plan: {self.name}; {len(self.segments)} segments of {tokens} tokens, {len(self.groups)} groups of "
             f"{self.layer_interval} of {self.num_layers} layers",
             f"states on the {self.states_on}"
-            + (f", every {self.segments_per_block}th kept" if self.segments_per_block > 1 else "")
+            + (f", one in {self.segments_per_block} kept" if self.segments_per_block > 1 else "")
             + (f", boundaries on the {self.boundaries_on}" if len(self.groups) > 1 and self.keep_boundaries else "")
             + (", boundaries computed again" if self.is_nested else "")
             + (", mixers computed again" if self.recompute_mixer else ""),

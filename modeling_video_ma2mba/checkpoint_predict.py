@@ -74,8 +74,9 @@ def predict(plan: CheckpointPlan, costs: StepCosts, num_frames: int = 0) -> Plan
         moments += _backward_peaks(plan, costs, j)
     vision = 0
     if num_frames:
-        vision = _vision_bytes(plan, costs)
-        moments.append(_input_peak(plan, costs, vision))
+        for j in _last_of_each_length(plan):
+            moments += _input_peaks(plan, costs, j, num_frames)
+            vision = max(vision, *costs.frames(_frames_at_once(plan, costs, j, num_frames))[:2])
     checkpoints, working = max(moments, key=sum)
     return PlanCosts(
         checkpoints=round(checkpoints),
@@ -173,16 +174,23 @@ def _backward_peaks(plan: CheckpointPlan, costs: StepCosts, j: int) -> list[tupl
     return moments
 
 
-def _vision_bytes(plan: CheckpointPlan, costs: StepCosts) -> float:
-    return costs.frames(plan.frames_per_batch).graph_peak
+def _frames_at_once(plan: CheckpointPlan, costs: StepCosts, j: int, num_frames: int) -> int:
+    """Return frames of the largest micro-batch of segment j, whose first and last frame may be cut."""
+    return min(plan.frames_per_batch, num_frames, -(-plan.segments[j] // costs.tokens_per_frame) + 1)
 
 
-def _input_peak(plan: CheckpointPlan, costs: StepCosts, vision: float) -> tuple[float, float]:
-    """Return (checkpoints, working) while the frames of the largest segment get their gradients."""
-    j = max(range(len(plan.segments)), key=lambda i: plan.segments[i] + i / len(plan.segments))
-    boundary = plan.segments[j] * costs.boundary_bytes
-    checkpoints = _state_bytes(plan, costs, j) + (0 if plan.is_nested else _boundary_bytes(plan, costs, j))
-    return checkpoints, costs.state_bytes + 3 * boundary + vision
+def _input_peaks(plan: CheckpointPlan, costs: StepCosts, j: int, num_frames: int) -> list[tuple[float, float]]:
+    """Return (checkpoints, working) while the frames of segment j are encoded, and while they get their gradients."""
+    boundary, state = plan.segments[j] * costs.boundary_bytes, costs.state_bytes
+    vision = costs.frames(_frames_at_once(plan, costs, j, num_frames))
+    checkpoints = _state_bytes(plan, costs, j)
+    if not plan.is_nested and j:
+        checkpoints += _boundary_bytes(plan, costs, j - 1)
+    # Words and visual tokens so far; gradient, what is left of it for words, that of the visual tokens.
+    without = costs.vision_sums if j == len(plan.segments) - 1 else 0
+    without = costs.sums if j == len(plan.segments) - 1 else 0
+    moments = [(checkpoints, 2 * boundary + vision.plain_peak)]
+    return [*moments, (checkpoints - (state if j else 0), state + 2 * boundary + vision.graph_peak)]
 
 
 def _host_bytes(plan: CheckpointPlan, costs: StepCosts, num_frames: int) -> float:
@@ -191,7 +199,8 @@ def _host_bytes(plan: CheckpointPlan, costs: StepCosts, num_frames: int) -> floa
     if plan.states_on == "host":
         host += costs.state_bytes * (-(-count // plan.segments_per_block) - 1)
     if plan.boundaries_on == "host" and not plan.is_nested:
-        host += (len(plan.groups) - 1) * plan.sequence_length * costs.boundary_bytes
+        kept = plan.segments[-1] if plan.keep_last_cell and len(plan.groups) > 1 else 0
+        host += ((len(plan.groups) - 1) * plan.sequence_length - kept) * costs.boundary_bytes
     return host
 
 
@@ -220,13 +229,13 @@ def _seconds(plan: CheckpointPlan, costs: StepCosts, num_frames: int) -> float |
 
 
 def _vision_seconds(plan: CheckpointPlan, costs: StepCosts, num_frames: int) -> float:
-    """Return the tower's time: for its values, again where they are not kept, and with graph where it is trained."""
+    """Return the tower's time: for its values, again where they are not kept, and for the gradients."""
     if not num_frames:
         return 0.0
     cost = costs.frames(plan.frames_per_batch)
     passes = 1 if plan.keep_features else 2 + (plan.segments_per_block > 1)
-    if not costs.tower_is_trained:
-        return num_frames / plan.frames_per_batch * passes * cost.plain_seconds
+    if not plan.keep_features and not costs.tower_is_trained:
+        passes += 1  # the projector's graph needs the values once more
     return num_frames / plan.frames_per_batch * (passes * cost.plain_seconds + cost.graph_seconds)
 
 
@@ -237,7 +246,6 @@ def _plain_seconds(plan: CheckpointPlan, costs: StepCosts, num_frames: int) -> f
     vision = 0.0
     if num_frames:
         cost = costs.frames(plan.frames_per_batch)
-        vision = (
-            num_frames / plan.frames_per_batch * (cost.graph_seconds if costs.tower_is_trained else cost.plain_seconds)
-        )
+        seconds = cost.graph_seconds + (0 if costs.tower_is_trained else cost.plain_seconds)
+        vision = num_frames / plan.frames_per_batch * seconds
     return plan.num_layers * (layer.graph_seconds + layer.backward_seconds) + vision

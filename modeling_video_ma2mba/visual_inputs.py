@@ -113,6 +113,7 @@ class VisualInputs(TextInputs):
             mask = visual[1].is_placeholder[:, start:stop].to(gradient.device)
             text_gradient = text_gradient.masked_fill(mask[..., None], 0)
         super().backward(start, stop, text_gradient, sums, autocast)
+        del text_gradient
         for visual in self.visuals if trained else []:
             mask = visual[1].is_placeholder[:, start:stop].to(gradient.device)
             token_gradients = gradient[mask]  # (visual tokens of the segment, D), in the order they were put in

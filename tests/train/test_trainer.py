@@ -1,5 +1,7 @@
 """transformers' Trainer on the video model: all parameters move, a killed run resumes exactly."""
 
+import dataclasses
+
 import pytest
 import torch
 from transformers import Trainer, TrainingArguments
@@ -82,9 +84,46 @@ def test_a_killed_run_resumes_exactly(train, tmp_path):
 
 def test_per_layer_checkpointing_changes_nothing(train):
     plain, model = train("plain", 3)
-    checkpointed, again = train("checkpointed", 3, gradient_checkpointing=True)
+    checkpointed, again = train(
+        "checkpointed", 3, gradient_checkpointing=True, gradient_checkpointing_kwargs={"method": "layer"}
+    )
     assert losses(plain) == losses(checkpointed)
     assert all(torch.equal(one, two) for one, two in zip(model.parameters(), again.parameters()))
+
+
+@pytest.fixture(params=["gradient", "activation"])
+def multi_axis(request):
+    """The Trainer's options for it, under the names before and since transformers 5.23."""
+    if not any(field.name == f"{request.param}_checkpointing" for field in dataclasses.fields(TrainingArguments)):
+        pytest.skip("this transformers has no activation_checkpointing")
+    kwargs = {"method": "ma-gc", "layer_interval": 1, "sequence_interval": 7}
+    return {f"{request.param}_checkpointing": True, f"{request.param}_checkpointing_kwargs": kwargs}
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed in v6:FutureWarning")
+def test_multi_axis_checkpointing_trains_like_plain(train, multi_axis):
+    plain, model = train("plain", 4, max_grad_norm=1.0)
+    checkpointed, again = train("checkpointed", 4, max_grad_norm=1.0, **multi_axis)
+    assert again.model.language_model.checkpointing is not None and model.model.language_model.checkpointing is None
+    assert losses(checkpointed) == pytest.approx(losses(plain), rel=1e-5)
+    norms, expected = (
+        [entry["grad_norm"] for entry in trainer.state.log_history if "grad_norm" in entry]
+        for trainer in (checkpointed, plain)
+    )
+    assert norms == pytest.approx(expected, rel=1e-5) and min(norms) > 1, "nothing was clipped"
+    for (name, one), two in zip(model.named_parameters(), again.parameters()):
+        # A bias that shifts all attention scores of a query alike has a gradient of rounding alone.
+        if not name.endswith("k_proj.bias"):
+            assert (one - two).norm() <= 1e-5 * one.norm(), name
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed in v6:FutureWarning")
+def test_a_killed_run_with_multi_axis_checkpointing_resumes_exactly(train, multi_axis, tmp_path):
+    trainer, model = train("whole", 6, **multi_axis)
+    resumed, again = train("resumed", 6, resume=str(tmp_path / "whole" / "checkpoint-4"), **multi_axis)
+    for (name, one), two in zip(model.named_parameters(), again.parameters()):
+        assert torch.equal(one, two), name
+    assert losses(resumed) == losses(trainer)
 
 
 def test_bf16_autocast_keeps_fp32_master_weights(train):
