@@ -1,0 +1,184 @@
+"""Recipes: the settings of a training stage as data (recipes.yaml), checked, overridden, and turned into arguments.
+
+recipe = load_recipe("3.1b", "2", ["learning_rate=2e-5", "max_frames=16"])
+arguments = training_arguments(recipe, "runs/stage2", per_device_batch_size=1, world_size=8)
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+
+import yaml
+from transformers import TrainingArguments
+
+STAGES = ("1", "1.5", "2")
+PARTS = ("projector", "language_model", "vision_tower")
+PRECISIONS = ("bf16", "fp32")
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """The settings of one stage.
+
+    Attributes:
+        name, stage: which recipe this is.
+        trains: parts that are trained, of `PARTS`; the others are frozen. The head belongs to the language model.
+        learning_rate: of projector and language model. vision_learning_rate: of the tower; None: the same.
+        global_batch_size: samples of an optimizer step over all devices and accumulated batches.
+        epochs, max_steps: length of the run; `max_steps` wins where it is given.
+        warmup_ratio: share of the steps. lr_scheduler: a name of transformers' `SchedulerType`.
+        betas, weight_decay, max_grad_norm: AdamW and clipping.
+        precision: "bf16" (autocast over fp32 weights) or "fp32".
+        fps: frames sampled per second. max_frames: longer videos are sampled at this many, uniformly; None: no limit.
+        checkpointing: `gradient_checkpointing_kwargs`.
+        lora_rank: rank of LoRA adapters on the language model's projections, which are then trained instead of its
+            weights; None: no LoRA.
+        max_bad_share: share of bad rows in the data that stops the run.
+        seed: of shuffling and new weights.
+    """
+
+    name: str
+    stage: str
+    trains: tuple[str, ...]
+    learning_rate: float
+    global_batch_size: int
+    epochs: float
+    vision_learning_rate: float | None = None
+    max_steps: int | None = None
+    warmup_ratio: float = 0.1
+    lr_scheduler: str = "cosine"
+    betas: tuple[float, float] = (0.9, 0.95)
+    weight_decay: float = 0.05
+    max_grad_norm: float = 1.0
+    precision: str = "bf16"
+    fps: float = 1.0
+    max_frames: int | None = None
+    checkpointing: dict | None = None
+    lora_rank: int | None = None
+    max_bad_share: float = 0.05
+    seed: int = 0
+
+    def __post_init__(self):
+        problems = []
+        if not self.trains or set(self.trains) - set(PARTS):
+            problems.append(f"trains={list(self.trains)} must name some of {', '.join(PARTS)}")
+        for field in ("learning_rate", "global_batch_size", "epochs", "max_grad_norm", "fps"):
+            if not 0 < getattr(self, field) < math.inf:
+                problems.append(f"{field}={getattr(self, field)} must be more than 0")
+        for field in ("vision_learning_rate", "max_steps", "max_frames", "lora_rank"):
+            value = getattr(self, field)
+            if value is not None and not 0 < value < math.inf:
+                problems.append(f"{field}={value} must be more than 0, or null")
+        for field in ("warmup_ratio", "max_bad_share"):
+            if not 0 <= getattr(self, field) <= 1:
+                problems.append(f"{field}={getattr(self, field)} must be between 0 and 1")
+        if self.precision not in PRECISIONS:
+            problems.append(f"precision={self.precision!r} must be one of {', '.join(PRECISIONS)}")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            problems.append(f"betas={list(self.betas)} must be two numbers from 0 to below 1")
+        if self.weight_decay < 0:
+            problems.append(f"weight_decay={self.weight_decay} must be 0 or more")
+        if problems:
+            raise ValueError(f"recipe {self.name}, stage {self.stage}: {'; '.join(problems)}")
+
+    def as_dict(self) -> dict:
+        """Return plain data, as it is written beside a run's output."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+
+def recipe_names() -> list[str]:
+    """Return the names that `load_recipe` knows."""
+    return list(_file()["recipes"])
+
+
+def load_recipe(name: str, stage: str, overrides: list[str] = ()) -> Recipe:
+    """Return a recipe of recipes.yaml, with `overrides` such as "learning_rate=2e-5" or "trains=[projector]".
+
+    Raises:
+        ValueError: an unknown name, stage or field, or a value that is not allowed.
+    """
+    recipes = _file()["recipes"]
+    if name not in recipes:
+        raise ValueError(f"unknown recipe {name!r}; known are {', '.join(recipes)}")
+    if stage not in STAGES:
+        raise ValueError(f"unknown stage {stage!r}; known are {', '.join(STAGES)}")
+    fields = dict(recipes[name][float(stage) if "." in stage else int(stage)])
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise ValueError(f"--override {override!r}: write it as field=value")
+        fields[key.strip()] = _value(override, value)
+    known = [field.name for field in dataclasses.fields(Recipe)]
+    unknown = sorted(set(fields) - set(known[2:]))
+    if unknown:
+        raise ValueError(f"a recipe has no field {', '.join(map(repr, unknown))}; known are {', '.join(known[2:])}")
+    for key in ("trains", "betas"):
+        fields[key] = tuple(fields[key]) if isinstance(fields.get(key), list) else fields.get(key, ())
+    try:
+        return Recipe(name=name, stage=stage, **fields)
+    except TypeError as error:  # a text where a number is compared
+        raise ValueError(f"recipe {name}, stage {stage}, with {list(overrides)}: {error}") from error
+
+
+def _file() -> dict:
+    return yaml.safe_load((Path(__file__).parent / "recipes.yaml").read_text(encoding="utf-8"))
+
+
+def _value(override: str, text: str):
+    """Read a value as YAML does, and 2e-5 as the number everybody means by it."""
+    try:
+        value = yaml.safe_load(text)
+    except yaml.YAMLError as error:
+        raise ValueError(f"--override {override!r}: the value is no YAML") from error
+    if isinstance(value, str):
+        try:
+            return float(value)
+        except ValueError:
+            return value
+    return value
+
+
+def accumulation_steps(recipe: Recipe, per_device_batch_size: int, world_size: int) -> int:
+    """Return how many batches make the recipe's global batch.
+
+    Raises:
+        ValueError: they cannot make it exactly; names the sizes that can.
+    """
+    at_once = per_device_batch_size * world_size
+    if recipe.global_batch_size % at_once:
+        fitting = [n for n in range(1, 65) if recipe.global_batch_size % (n * world_size) == 0]
+        raise ValueError(
+            f"a global batch of {recipe.global_batch_size} cannot be made of {world_size} devices with "
+            f"{per_device_batch_size} samples each; samples per device that fit: {fitting or 'none'}; "
+            "or --override global_batch_size=..."
+        )
+    return recipe.global_batch_size // at_once
+
+
+def training_arguments(
+    recipe: Recipe, output_dir: str, per_device_batch_size: int, world_size: int, **others
+) -> TrainingArguments:
+    """Return transformers' arguments for a recipe; `others` are further fields of theirs."""
+    fields = {field.name for field in dataclasses.fields(TrainingArguments)}
+    checkpointing = "activation_checkpointing" if "activation_checkpointing" in fields else "gradient_checkpointing"
+    others |= {checkpointing: recipe.checkpointing is not None, f"{checkpointing}_kwargs": recipe.checkpointing}
+    return TrainingArguments(
+        output_dir=output_dir,
+        per_device_train_batch_size=per_device_batch_size,
+        gradient_accumulation_steps=accumulation_steps(recipe, per_device_batch_size, world_size),
+        num_train_epochs=recipe.epochs,
+        max_steps=-1 if recipe.max_steps is None else recipe.max_steps,
+        learning_rate=recipe.learning_rate,
+        lr_scheduler_type=recipe.lr_scheduler,
+        warmup_steps=recipe.warmup_ratio,  # below 1 it is a share of the steps
+        adam_beta1=recipe.betas[0],
+        adam_beta2=recipe.betas[1],
+        weight_decay=recipe.weight_decay,
+        max_grad_norm=recipe.max_grad_norm,
+        bf16=recipe.precision == "bf16",
+        remove_unused_columns=False,
+        accelerator_config={"dispatch_batches": False},  # the dispatcher slices lists of frames tensor by tensor
+        seed=recipe.seed,
+        **others,
+    )
