@@ -32,8 +32,8 @@ class FrameSource:
         path (`str | None`): the file behind it, or None for an array.
 
     A source made by `create_file` owns its file: the file goes when the source is closed, garbage-collected or the
-    process ends. Pickled copies (in data loader workers) and forked ones open the same file and own nothing, so the
-    owner must outlive them.
+    process ends. Pickled copies and forked ones open the same file and own nothing, so the owner must outlive them;
+    with `hand_over` the pickled copy owns the file instead, as when a data loader worker sends it to the trainer.
     """
 
     dtype = torch.uint8
@@ -45,11 +45,15 @@ class FrameSource:
         self.path: str | None = None
         self._frames: np.ndarray | None = frames
         self._finalizer = None
-        self._is_closed = False
+        self._is_closed = self._hands_over = False
 
     @classmethod
     def create_file(
-        cls, chunks: Iterable[np.ndarray | torch.Tensor], limit_bytes: int, directory: str | os.PathLike | None = None
+        cls,
+        chunks: Iterable[np.ndarray | torch.Tensor],
+        limit_bytes: int,
+        directory: str | os.PathLike | None = None,
+        hand_over: bool = False,
     ) -> "FrameSource":
         """Write frames to a new temporary file and return the source that owns it.
 
@@ -57,6 +61,7 @@ class FrameSource:
             chunks: uint8 arrays or CPU tensors (n, 3, H, W), H and W the same for all; at least one frame in total.
             limit_bytes: largest size of the file.
             directory: where to put it; None is the system's temporary folder.
+            hand_over: pickling the source gives the file away: the copy owns it, and removes it.
 
         Raises:
             ValueError: wrong shape or type, no frame, or more than `limit_bytes`; the file is gone then.
@@ -88,13 +93,21 @@ class FrameSource:
             raise
         source = cls._open_file(os.path.abspath(path), (count, *picture))
         source._finalizer = weakref.finalize(source, _remove_file, source.path, os.getpid())
+        source._hands_over = hand_over
+        return source
+
+    @classmethod
+    def _receive_file(cls, path: str, shape: tuple[int, int, int, int]) -> "FrameSource":
+        source = cls._open_file(path, shape)
+        source._finalizer = weakref.finalize(source, _remove_file, path, os.getpid())
+        source._hands_over = True
         return source
 
     @classmethod
     def _open_file(cls, path: str, shape: tuple[int, int, int, int]) -> "FrameSource":
         source = cls.__new__(cls)
         source.shape, source.path = shape, path
-        source._frames, source._finalizer, source._is_closed = None, None, False
+        source._frames, source._finalizer, source._is_closed, source._hands_over = None, None, False, False
         return source
 
     def __len__(self) -> int:
@@ -128,6 +141,8 @@ class FrameSource:
             raise ValueError("a closed FrameSource cannot be pickled")
         if self.path is None:
             return type(self), (self._frames,)
+        if self._hands_over and self._finalizer is not None and self._finalizer.detach():
+            return type(self)._receive_file, (self.path, self.shape)
         return type(self)._open_file, (self.path, self.shape)
 
     def __repr__(self) -> str:
