@@ -82,9 +82,10 @@ class VideoMa2mbaTrainer(Trainer):
         return loss
 
     def _stop(self, what: str, where: str | None) -> None:
+        step = self.state.global_step
         raise FloatingPointError(
-            f"step {self.state.global_step + 1}: {what}; first seen in {where or 'the sum over the batch'}. Weights "
-            f"and checkpoints are those of step {self.state.global_step}: lower the learning rate, or look at this batch"
+            f"step {step + 1}: {what}; first seen in {where or 'the sum over the batch'}. Weights and checkpoints are "
+            f"those of step {step}: lower the learning rate, or look at this batch"
         )
 
     def log(self, logs: dict[str, float], start_time: float | None = None) -> None:

@@ -35,8 +35,8 @@ def test_a_conversation_is_masked_to_its_answers(processor, film):
     batch = SampleCollator(processor)([Decoded(sample, [], [frames(2)])])
     assert shown(processor, batch) == (
         "<|system|> You are a helpful assistant . <|endoftext|> <|user|>" + " <video>" * 8 + " who wins ? "
-        "<|endoftext|> <|assistant|> [red] [<|endoftext|>] <|user|> what is it ? <|endoftext|> <|assistant|> [a] [car] "
-        "[<|endoftext|>]"
+        "<|endoftext|> <|assistant|> [red] [<|endoftext|>] <|user|> what is it ? <|endoftext|> "
+        "<|assistant|> [a] [car] [<|endoftext|>]"
     )
     assert isinstance(batch["pixel_values_videos"][0], FrameSource)
 
