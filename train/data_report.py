@@ -3,7 +3,7 @@
 It decides nothing but when too much is missing (`check_limit`). Readers raise `BadRow` and record it here.
 
     report = DataReport()
-    samples = list(read_samples(["train.json,videos/"], stage="2", report=report))
+    samples = list(read_data("train.json,videos", "2", report))
     report.check_limit(0.05)
     report.write("left_out.jsonl")
 """
@@ -111,16 +111,16 @@ class DataReport:
         if empty:
             reasons = _in_words(self._reasons(empty[0]).most_common(SHOWN_REASONS))
             raise ValueError(
-                f"{empty[0]}: not one of {self.rows[empty[0]]:,} rows can be used: {reasons}{self._example(empty[0])}. "
-                "Correct the file or the media folders given with it"
+                f"{empty[0]}: not one of {self.rows[empty[0]]:,} rows can be used: "
+                f"{reasons}{self._example(empty[0])}. Correct the file or the media folders given with it"
             )
         rows, bad = self.rows.total(), self.bad_rows
         if rows and bad > max_bad_share * rows:
             worst = max(self.rows, key=lambda file: self._reasons(file).total())
             reasons = _in_words(self._reasons().most_common(SHOWN_REASONS))
             raise ValueError(
-                f"{bad:,} of {rows:,} rows ({bad / rows:.1%}) were left out, more than max_bad_share={max_bad_share:.1%}: "
-                f"{reasons}; most of them in {worst}{self._example(worst)}. "
+                f"{bad:,} of {rows:,} rows ({bad / rows:.1%}) were left out, more than "
+                f"max_bad_share={max_bad_share:.1%}: {reasons}; most of them in {worst}{self._example(worst)}. "
                 "Correct the file or the media folders given with it, or raise max_bad_share"
             )
 
@@ -137,7 +137,12 @@ class DataReport:
         if first is None:
             return ""
         place = "" if first.row is None else f" row {first.row}:"
-        return f" (e.g.{place} {first.detail or first.reason})"
+        return f" (e.g.{place} {printable(first.detail or first.reason)})"
+
+
+def printable(text: str) -> str:
+    """Return text from data so that it can be shown: short, on one line, without codes that act on a terminal."""
+    return "".join(letter if letter.isprintable() else "?" for letter in text[:200])
 
 
 def _in_words(reasons: list[tuple[str, int]]) -> str:

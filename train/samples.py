@@ -2,8 +2,8 @@
 
 One representation serves all stages: `Sample.pieces` is a sequence of `Media` and `Text`, of one of two kinds.
 
-- captions (stages 1 and 1.5): media, caption, media, caption, ...; stage 1 has one pair, stage 1.5 one pair for each clip
-  of a long video.
+- captions (stages 1 and 1.5): media, caption, media, caption, ...; stage 1 has one pair, stage 1.5 one pair for each
+  clip of a long video.
 - conversation (stage 2): user turn, answer, user turn, answer, ...; a user turn is text with media before, after or
   between; with one video it stands once, first, and every later turn reads it out of the state.
 
@@ -19,6 +19,9 @@ from typing import Literal
 from modeling_video_ma2mba.train.data_report import DataReport
 
 PLACEHOLDERS = ("<image>", "<video>")
+
+# Words that the tokenizer turns into pixels that are not there, or into the end of a turn.
+RESERVED = (*PLACEHOLDERS, "<|system|>", "<|user|>", "<|assistant|>", "<|endoftext|>")
 
 # Captions of the data sets in use have some hundred words, answers to questions rarely more than forty.
 DESCRIPTION_WORDS = 60
@@ -69,11 +72,8 @@ class Text:
             raise ValueError(f"role={self.role!r} is unknown; choose user, assistant or caption")
         if not self.text.strip():
             raise ValueError(f"a {self.role} text is empty")
-        # The tokenizer would turn it into a placeholder for pixels that are not there.
-        if any(placeholder in self.text for placeholder in PLACEHOLDERS):
-            raise ValueError(
-                f"a {self.role} text holds a placeholder ({' or '.join(PLACEHOLDERS)}): {self.text[:80]!r}"
-            )
+        if any(word in self.text for word in RESERVED):
+            raise ValueError(f"a {self.role} text holds a reserved word ({', '.join(RESERVED)}): {self.text[:80]!r}")
 
     @property
     def is_target(self) -> bool:

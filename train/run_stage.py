@@ -1,0 +1,157 @@
+"""One training stage from the command line: `train/stage1.py`, `stage1_5.py` and `stage2.py` call `main`.
+
+    accelerate launch train/stage2.py --recipe 3.1b --init-from runs/stage1_5 --data qa.json --output runs/stage2
+
+A run that was stopped goes on from its newest complete checkpoint when it is started again with the same `--output`.
+"""
+
+import argparse
+import hashlib
+import json
+import os
+import shutil
+import sys
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor, set_seed
+
+from modeling_video_ma2mba.environment import describe_environment
+from modeling_video_ma2mba.train.checkpoints import last_complete_checkpoint
+from modeling_video_ma2mba.train.collator import SampleCollator
+from modeling_video_ma2mba.train.data_report import DataReport
+from modeling_video_ma2mba.train.lora import add_lora
+from modeling_video_ma2mba.train.parameter_groups import set_trained_parts
+from modeling_video_ma2mba.train.readers import read_data
+from modeling_video_ma2mba.train.recipes import Recipe, load_recipe, recipe_names, training_arguments
+from modeling_video_ma2mba.train.samples import Sample, grouped
+from modeling_video_ma2mba.train.trainer import VideoMa2mbaTrainer
+from modeling_video_ma2mba.train.training_set import MediaDecoder, TrainingSet
+
+_PURPOSES = {
+    "1": "alignment: the projector learns to caption images and short videos",
+    "1.5": "long-video knowledge: clips and their captions in turn, over whole long videos",
+    "2": "supervised fine-tuning: questions and answers, all about one video in one sample",
+}
+
+
+def main(stage: str, argv: list[str] | None = None) -> int:
+    """Run a stage; return the exit code: 0 done, 2 bad input."""
+    options = _parser(stage).parse_args(argv)
+    try:
+        run(stage, options)
+    except (ValueError, OSError, ImportError, FloatingPointError, RuntimeError) as error:
+        print(f"stage {stage}: error: {error}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser(stage: str) -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=f"Stage {stage}, {_PURPOSES[stage]}.")
+    parser.add_argument("--recipe", required=True, choices=recipe_names(), help="settings, see train/recipes.yaml")
+    parser.add_argument("--override", action="append", default=[], metavar="FIELD=VALUE", help="change one of them")
+    parser.add_argument("--data", action="append", required=True, help="data, see `video-ma2mba data --help`")
+    parser.add_argument(
+        "--init-from", required=True, help="model folder: a converted one, or an earlier stage's output"
+    )
+    parser.add_argument("--output", required=True, help="folder for checkpoints, logs and the trained model")
+    parser.add_argument(
+        "--batch-size", type=int, default=1, help="samples on a device at a time (default: %(default)s)"
+    )
+    parser.add_argument("--workers", type=int, default=2, help="processes that decode (default: %(default)s)")
+    parser.add_argument(
+        "--save-steps", type=float, default=0.1, help="steps, or share of the run (default: %(default)s)"
+    )
+    parser.add_argument("--logging-steps", type=int, default=1, help="default: %(default)s")
+    parser.add_argument(
+        "--report-to", default="tensorboard", help="none, tensorboard, wandb, ... (default: %(default)s)"
+    )
+    parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="default: a GPU if there is one")
+    return parser
+
+
+def run(stage: str, options: argparse.Namespace) -> None:
+    """Train one stage and write the model, the log and everything needed to repeat it to `--output`."""
+    recipe = load_recipe(options.recipe, stage, options.override)
+    output = Path(options.output)
+    output.mkdir(parents=True, exist_ok=True)
+    world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+
+    report = DataReport()
+    samples = load_samples(options.data, recipe, report)
+    set_seed(recipe.seed)
+    processor = AutoProcessor.from_pretrained(options.init_from)
+    model = AutoModelForImageTextToText.from_pretrained(options.init_from, dtype=torch.float32)
+    set_trained_parts(model, recipe.trains)
+    if recipe.lora_rank is not None:
+        model = add_lora(model, recipe)
+
+    if rank == 0:
+        report.write(output / "left_out_rows.jsonl")
+        write_manifest(output / "run.json", recipe, options, samples)
+        print(report.summary())
+    frames = output / f"frames-{rank}"
+    shutil.rmtree(frames, ignore_errors=True)  # of a run that was killed
+    frames.mkdir()
+    decoder = MediaDecoder(processor.image_processor.fit, recipe.fps, recipe.max_frames, frames)
+    arguments = training_arguments(
+        recipe,
+        str(output),
+        options.batch_size,
+        world_size,
+        save_steps=options.save_steps,
+        save_total_limit=2,
+        logging_steps=options.logging_steps,
+        report_to=[] if options.report_to == "none" else [options.report_to],
+        dataloader_num_workers=options.workers,
+        use_cpu=options.device == "cpu",
+        ddp_find_unused_parameters=False,
+    )
+    trainer = VideoMa2mbaTrainer(
+        model=model,
+        args=arguments,
+        train_dataset=TrainingSet(samples, decoder, output / "left_out_media.jsonl", recipe.max_bad_share),
+        data_collator=SampleCollator(processor),
+        processing_class=processor,
+        recipe=recipe,
+    )
+    try:
+        trainer.train(resume_from_checkpoint=last_complete_checkpoint(output, world_size))
+    finally:
+        shutil.rmtree(frames, ignore_errors=True)
+    if recipe.lora_rank is not None:
+        if rank == 0:
+            model.save_pretrained(output / "adapter")
+        trainer.model = model.merge_and_unload()
+    trainer.save_model(str(output))
+
+
+def load_samples(data: list[str], recipe: Recipe, report: DataReport) -> list[Sample]:
+    """Return all samples of the `--data` arguments; in stage 2 those about one video are joined.
+
+    Raises:
+        ValueError: too many rows are bad, or nothing is left.
+    """
+    samples = [sample for argument in data for sample in read_data(argument, recipe.stage, report, recipe.seed)]
+    report.check_limit(recipe.max_bad_share)
+    if recipe.stage == "2":
+        samples = grouped(samples, report)
+    if not samples:
+        raise ValueError(f"no sample in {', '.join(data)}")
+    return samples
+
+
+def write_manifest(path: Path, recipe: Recipe, options: argparse.Namespace, samples: list[Sample]) -> None:
+    """Write what was run: the resolved recipe, options, versions, and the data by number and content."""
+    described = [repr(sample.pieces) for sample in samples]
+    manifest = {
+        "recipe": recipe.as_dict(),
+        "options": vars(options),
+        "versions": {what: choice for what, choice, _ in describe_environment()},
+        "data": {
+            "arguments": options.data,
+            "samples": len(samples),
+            "sha256": hashlib.sha256("\n".join(described).encode()).hexdigest(),
+        },
+    }
+    path.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")

@@ -1,0 +1,8 @@
+"""Stage 1.5 of the paper's training; see run_stage.py and `python train/stage1_5.py --help`."""
+
+import sys
+
+from modeling_video_ma2mba.train.run_stage import main
+
+if __name__ == "__main__":
+    sys.exit(main("1.5"))
