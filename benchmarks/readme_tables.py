@@ -70,11 +70,12 @@ def checkpointing_table() -> str:
     times = {row["method"]: row for row in result["rows"] if row["kind"] == "time"}
     lengths = sorted({row["length"] for row in memory})
     at, longest = next(iter(times.values()))["length"], lengths[-1]
+    sums = max(row["sums"] for row in memory) / 1e6
     lines = [
         "Activations of a training step in MB (beyond weights, gradients and their fp32 sums), and time over plain "
         f"training at {at:,} tokens: 16 layers of width 256, fp32, one sequence of text, segments of "
-        f"{result['settings']['segment']} tokens, {result['hardware']['cpu']}, {result['settings']['threads']} thread "
-        f"(`results/{result['file']}`):",
+        f"{result['settings']['segment']} tokens; {result['hardware']['cpu']}, {result['settings']['threads']} thread "
+        f"(`results/{result['file']}`). With several segments the sums take {sums:,.0f} MB more.",
         "",
         f"| method | {' | '.join(f'{n:,} tokens' for n in lengths)} | host at {longest:,} | time | forwards again |",
         f"| --- |{' --- |' * (len(lengths) + 3)}",

@@ -11,6 +11,7 @@ import json
 import os
 import shutil
 import sys
+from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -64,7 +65,7 @@ def _parser(stage: str) -> argparse.ArgumentParser:
     )
     parser.add_argument("--logging-steps", type=int, default=1, help="default: %(default)s")
     parser.add_argument(
-        "--report-to", default="tensorboard", help="none, tensorboard, wandb, ... (default: %(default)s)"
+        "--report-to", default="auto", help="none, tensorboard, wandb, ... (default: tensorboard if installed)"
     )
     parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="default: a GPU if there is one")
     return parser
@@ -102,7 +103,7 @@ def run(stage: str, options: argparse.Namespace) -> None:
         save_steps=options.save_steps,
         save_total_limit=2,
         logging_steps=options.logging_steps,
-        report_to=[] if options.report_to == "none" else [options.report_to],
+        report_to=_reporters(options.report_to),
         dataloader_num_workers=options.workers,
         use_cpu=options.device == "cpu",
         ddp_find_unused_parameters=False,
@@ -126,13 +127,19 @@ def run(stage: str, options: argparse.Namespace) -> None:
     trainer.save_model(str(output))
 
 
+def _reporters(name: str) -> list[str]:
+    if name != "auto":
+        return [] if name == "none" else [name]
+    return ["tensorboard"] if find_spec("tensorboard") else []
+
+
 def load_samples(data: list[str], recipe: Recipe, report: DataReport) -> list[Sample]:
     """Return all samples of the `--data` arguments; in stage 2 those about one video are joined.
 
     Raises:
         ValueError: too many rows are bad, or nothing is left.
     """
-    samples = [sample for argument in data for sample in read_data(argument, recipe.stage, report, recipe.seed)]
+    samples = list(read_data(data, recipe.stage, report, recipe.seed))
     report.check_limit(recipe.max_bad_share)
     if recipe.stage == "2":
         samples = grouped(samples, report)

@@ -18,6 +18,7 @@ from modeling_video_ma2mba.processing.frame_sampling import sample_times
 from modeling_video_ma2mba.processing.frame_source import FrameSource
 from modeling_video_ma2mba.processing.video_errors import VideoReadError
 from modeling_video_ma2mba.processing.video_reader import iter_frames
+from modeling_video_ma2mba.train.media_index import EXTENSIONS
 from modeling_video_ma2mba.train.samples import Media, Sample
 
 # Frames of a video that stay in memory; 64 at 336 px are 21 MB. Longer ones go to a file.
@@ -144,7 +145,7 @@ class TrainingSet(Dataset):
 
 def _folder_frames(media: Media, fps: float, limit: int | None) -> Iterator[np.ndarray]:
     """Yield pictures of a folder, in the order of their names, as if it were a video of `media.fps`."""
-    paths = sorted(path for path in media.path.iterdir() if path.is_file())
+    paths = sorted(path for path in media.path.iterdir() if path.suffix.lower() in EXTENSIONS["image"])
     if not paths:
         raise ValueError("the folder holds no pictures")
     duration = len(paths) / media.fps

@@ -7,6 +7,7 @@ import torch
 from transformers import Trainer, TrainingArguments
 
 from modeling_video_ma2mba import VideoMa2mbaForConditionalGeneration
+from modeling_video_ma2mba.live_memory import MemoryMeter
 
 VIDEO_ID, FRAME_TOKENS = 3, 4
 
@@ -132,3 +133,39 @@ def test_bf16_autocast_keeps_fp32_master_weights(train):
     reference, _ = train("fp32", 3)
     assert losses(trainer) != losses(reference)
     assert losses(trainer) == pytest.approx(losses(reference), rel=0.2)
+
+
+@pytest.mark.filterwarnings("ignore:.*is deprecated and will be removed in v6:FutureWarning")
+def test_a_step_of_the_trainer_stays_inside_its_memory_budget(tiny_video_config, tmp_path):
+    """All the process holds in the second step: weights, gradients, Adam's state, checkpoints and what is computed."""
+    budget = 3_200_000
+    torch.manual_seed(0)
+    model = VideoMa2mbaForConditionalGeneration(tiny_video_config)
+    arguments = TrainingArguments(
+        output_dir=str(tmp_path), max_steps=3, per_device_train_batch_size=1, report_to=[], use_cpu=True,
+        remove_unused_columns=False, save_strategy="no", disable_tqdm=True, gradient_checkpointing=True,
+        gradient_checkpointing_kwargs={"method": "ma-gc", "memory_budget": budget},
+    )  # fmt: skip
+    peaks = []
+
+    class Measured(Trainer):
+        def training_step(self, *given, **options):
+            state = [t for values in self.optimizer.optimizer.state.values() for t in values.values()]
+            held = [*self.model.parameters(), *self.model.buffers(), *state]
+            held += [parameter.grad for parameter in self.model.parameters() if parameter.grad is not None]
+            with MemoryMeter(torch.device("cpu")) as meter:
+                loss = super().training_step(*given, **options)
+            peaks.append(meter.peak + sum(t.nbytes for t in held))
+            return loss
+
+    class LongVideos(ColourQuestions):
+        def __getitem__(self, i):
+            pixels = torch.full((300, 3, 56, 56), 10 * i, dtype=torch.uint8)
+            ids = [VIDEO_ID] * (FRAME_TOKENS * len(pixels)) + [8, 9, 10, 0]
+            return {"pixels": pixels, "ids": ids, "labels": [-100] * (len(ids) - 2) + [10, 0]}
+
+    trainer = Measured(model=model, args=arguments, train_dataset=LongVideos(), data_collator=collate)
+    trainer.train()
+    (plan,) = model.model.language_model.checkpointing.plans.values()
+    assert plan.name != "none" and plan.predicted.device <= budget
+    assert len(peaks) == 3 and peaks[0] <= peaks[1] <= budget

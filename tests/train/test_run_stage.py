@@ -1,0 +1,117 @@
+"""The three stages as commands: from a folder of videos and a json to a model, chained, resumed, and refused."""
+
+import json
+import logging
+
+import numpy as np
+import pytest
+import torch
+
+from modeling_video_ma2mba import VideoMa2mbaForConditionalGeneration
+from modeling_video_ma2mba.train.run_stage import main
+from modeling_video_ma2mba.train.synthetic_video import write_video
+
+COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200)}
+
+
+@pytest.fixture
+def start(tiny_video_config, processor, tmp_path):
+    """A model folder to begin with."""
+    torch.manual_seed(0)
+    VideoMa2mbaForConditionalGeneration(tiny_video_config).save_pretrained(tmp_path / "start")
+    processor.save_pretrained(tmp_path / "start")
+    return tmp_path / "start"
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Eight clips of one colour each, captions and questions in LLaVA's format."""
+    folder = tmp_path / "data"
+    folder.mkdir()
+    captions, questions = [], []
+    for i in range(8):
+        colour = list(COLOURS)[i % 2]
+        frames = np.full((20, 64, 64, 3), COLOURS[colour], dtype=np.uint8)
+        write_video(folder / f"{i}.mp4", frames, fps=10)
+        turns = [{"from": "human", "value": "<image>\nwhat is it ?"}, {"from": "gpt", "value": f"a {colour} car"}]
+        captions.append({"id": i, "video": f"{i}.mp4", "conversations": turns})
+        for question, answer in (("what is it ?", colour), ("who wins ?", "a car")):
+            turns = [{"from": "human", "value": f"<image>\n{question}"}, {"from": "gpt", "value": answer}]
+            questions.append({"id": f"{i}-{answer}", "video": f"{i}.mp4", "conversations": turns})
+    (folder / "captions.json").write_text(json.dumps(captions))
+    (folder / "questions.json").write_text(json.dumps(questions))
+    return folder
+
+
+def run(stage, start, data, output, *more):
+    words = ["--recipe", "tiny", "--init-from", str(start), "--data", str(data), "--output", str(output)]
+    words += ["--override", "global_batch_size=4", "--override", "max_steps=3", "--device", "cpu", "--workers", "0"]
+    return main(stage, [*words, "--report-to", "none", *more])
+
+
+def weights(folder):
+    return dict(VideoMa2mbaForConditionalGeneration.from_pretrained(folder).named_parameters())
+
+
+def test_stages_chain_and_leave_all_that_is_needed_to_repeat_them(start, data, tmp_path):
+    assert run("1", start, f"llava-pretrain:{data / 'captions.json'}", tmp_path / "one") == 0
+    before, after = weights(start), weights(tmp_path / "one")
+    moved = {name for name in before if not torch.equal(before[name], after[name])}
+    assert moved and all("projector" in name for name in moved)
+    assert run("2", tmp_path / "one", data / "questions.json", tmp_path / "two", "--workers", "2") == 0
+    manifest = json.loads((tmp_path / "two" / "run.json").read_text())
+    assert manifest["recipe"]["stage"] == "2" and manifest["recipe"]["max_steps"] == 3
+    assert manifest["data"]["samples"] == 8  # sixteen questions about eight videos
+    assert {"torch", "transformers"} <= set(manifest["versions"])
+    assert not list((tmp_path / "two").glob("frames-*"))
+    later = weights(tmp_path / "two")
+    still = {name for name in after if torch.equal(after[name], later[name])}
+    assert still == set(VideoMa2mbaForConditionalGeneration.from_pretrained(start).unused_parameters())
+
+
+def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(start, data, tmp_path):
+    words = ("--override", "max_steps=4", "--save-steps", "2")
+    assert run("2", start, data / "questions.json", tmp_path / "whole", *words) == 0
+    assert run("2", start, data / "questions.json", tmp_path / "parts", *words) == 0
+    for path in (tmp_path / "parts").glob("model*.safetensors"):
+        path.unlink()
+    (tmp_path / "parts" / "checkpoint-4" / "trainer_state.json").unlink()  # as if killed while saving step 4
+    assert run("2", start, data / "questions.json", tmp_path / "parts", *words) == 0
+    one, two = weights(tmp_path / "whole"), weights(tmp_path / "parts")
+    assert all(torch.equal(one[name], two[name]) for name in one)
+
+
+def test_lora_leaves_an_adapter_and_a_whole_model(start, data, tmp_path):
+    words = ("--override", "lora_rank=4", "--override", "trains=[projector, language_model]")
+    assert run("2", start, data / "questions.json", tmp_path / "lora", *words) == 0
+    assert (tmp_path / "lora" / "adapter" / "adapter_model.safetensors").is_file()
+    before, after = weights(start), weights(tmp_path / "lora")
+    assert before.keys() == after.keys()
+    assert any("in_proj" in name and not torch.equal(before[name], after[name]) for name in before)
+
+
+def test_what_was_left_out_is_listed(start, data, tmp_path, caplog):
+    rows = json.loads((data / "questions.json").read_text())
+    rows.append({"id": "gone", "video": "gone.mp4", "conversations": rows[0]["conversations"]})
+    (data / "questions.json").write_text(json.dumps(rows))
+    (data / "7.mp4").write_bytes(b"no video")
+    with caplog.at_level(logging.WARNING):
+        words = ("--override", "max_bad_share=0.9")
+        assert run("2", start, data / "questions.json", tmp_path / "run", *words) == 0
+    assert "gone" in (tmp_path / "run" / "left_out_rows.jsonl").read_text()
+    assert "7.mp4" in (tmp_path / "run" / "left_out_media.jsonl").read_text()
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        (("--override", "lr=1"), "no field 'lr'"),
+        (("--data", "missing.json"), "missing.json"),
+        (("--override", "max_bad_share=-1"), "max_bad_share"),
+        (("--batch-size", "3"), "cannot be made of 1 devices"),
+    ],
+)
+def test_bad_input_is_one_line(start, data, tmp_path, capsys, words, message):
+    assert run("2", start, data / "questions.json", tmp_path / "run", *words) == 2
+    (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
+    assert line.startswith("stage 2: error:") and message in line
