@@ -2,6 +2,10 @@
 
 import json
 import logging
+import os
+import subprocess
+import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -11,6 +15,7 @@ from modeling_video_ma2mba import VideoMa2mbaForConditionalGeneration
 from modeling_video_ma2mba.train.run_stage import main
 from modeling_video_ma2mba.train.synthetic_video import write_video
 
+ROOT = Path(__file__).resolve().parents[2]
 COLOURS = {"red": (200, 30, 30), "blue": (30, 30, 200)}
 
 
@@ -115,3 +120,24 @@ def test_bad_input_is_one_line(start, data, tmp_path, capsys, words, message):
     assert run("2", start, data / "questions.json", tmp_path / "run", *words) == 2
     (line,) = capsys.readouterr().err.strip().splitlines()[-1:]
     assert line.startswith("stage 2: error:") and message in line
+
+
+def test_two_processes_share_the_global_batch(start, data, tmp_path):
+    """Videos of unequal lengths, and one process that has none of them in a step."""
+    rows = json.loads((data / "questions.json").read_text())
+    write_video(data / "long.mp4", np.full((70, 64, 64, 3), COLOURS["red"], dtype=np.uint8), fps=10)
+    rows.append({"id": "long", "video": "long.mp4", "conversations": rows[0]["conversations"]})
+    (data / "questions.json").write_text(json.dumps(rows))
+    command = [sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2", "--master_port", "29741"]
+    command += [str(ROOT / "train" / "stage2.py"), "--recipe", "tiny", "--init-from", str(start), "--device", "cpu"]
+    command += ["--data", str(data / "questions.json"), "--output", str(tmp_path / "two"), "--report-to", "none"]
+    command += ["--override", "global_batch_size=4", "--override", "max_steps=4", "--workers", "1"]
+    environment = {**os.environ, "ACCELERATE_USE_CPU": "true", "OMP_NUM_THREADS": "1", "PYTHONPATH": str(ROOT)}
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=300, cwd=tmp_path)
+    assert done.returncode == 0, done.stderr[-3000:]
+    before, after = weights(start), weights(tmp_path / "two")
+    still = {name for name in before if torch.equal(before[name], after[name])}
+    assert still == set(VideoMa2mbaForConditionalGeneration.from_pretrained(start).unused_parameters())
+    state = json.loads((tmp_path / "two" / "checkpoint-4" / "trainer_state.json").read_text())
+    assert state["global_step"] == 4
+    assert len(list((tmp_path / "two" / "checkpoint-4").glob("rng_state_*.pth"))) == 2  # two processes there were
