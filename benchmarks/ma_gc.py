@@ -119,7 +119,8 @@ def methods(model: torch.nn.Module, length: int, segment: int, names: list[str])
     segments = uniform(length, s)
 
     def plan(**fields):
-        return CheckpointPlan(**{"segments": segments, "num_layers": layers, "layer_interval": layers, **fields})
+        common = {"segments": segments, "num_layers": layers, "layer_interval": layers, "frames_per_batch": 4}
+        return CheckpointPlan(**{**common, **fields})
 
     whole = {"segments": (length,)}
     plans = {
