@@ -58,6 +58,25 @@ def _parser() -> argparse.ArgumentParser:
     convert.add_argument("--seed", type=int, default=0, help="of the new projector (default: %(default)s)")
     convert.set_defaults(run=_convert)
 
+    plan = commands.add_parser(
+        "plan", help="say what training on so many tokens takes, and how it would be checkpointed"
+    )
+    plan.add_argument(
+        "--model", required=True, help="370m, 1.3b, 2.7b; video: 0.7b, 1.8b, 3.1b; or a folder with a config.json"
+    )
+    plan.add_argument("--tokens", help="of each row: 1048576, 512k (k = 1,000), 512Ki (Ki = 1,024), 1M or 2^20")
+    plan.add_argument("--video", help="length of a video instead, such as 2h, 90m, 45s")
+    plan.add_argument("--fps", type=float, default=1.0, help="frames of it per second (default: %(default)s)")
+    plan.add_argument("--batch", type=int, default=1, help="rows (default: %(default)s)")
+    plan.add_argument("--budget", help='device memory in all, such as "80GiB" (default: that of --device less 5 %%)')
+    plan.add_argument("--host-budget", default="0", help="host memory for checkpoints (default: none)")
+    plan.add_argument("--device", help="h200, h100, a100, ..., or here: measure a layer on this machine")
+    plan.add_argument("--dtype", choices=_DTYPES[1:], default="bfloat16", help="default: %(default)s")
+    plan.add_argument("--frozen-vision", action="store_true", help="the vision tower is not trained")
+    plan.add_argument("--objective", choices=("time", "memory"), default="time", help="default: %(default)s")
+    plan.add_argument("--output", help="folder for plan.json and plan.png")
+    plan.set_defaults(run=_plan)
+
     env = commands.add_parser("env", help="print what this machine would use, and why")
     env.set_defaults(run=_env)
     return parser
@@ -117,6 +136,34 @@ def _convert(arguments: argparse.Namespace) -> int:
     for name, reason in report["new"].items():
         print(f"new: {name} ({reason})")
     print(f"{len(report['taken'])} tensors taken; wrote {output} and {output / 'conversion_report.json'}")
+    return 0
+
+
+def _plan(arguments: argparse.Namespace) -> int:
+    import torch
+
+    from modeling_video_ma2mba import checkpoint_report as report
+    from modeling_video_ma2mba.checkpointing import parse_bytes
+
+    if arguments.output is not None:
+        report.require_matplotlib()
+    question = report.ask(
+        model=arguments.model,
+        tokens=None if arguments.tokens is None else report.parse_tokens(arguments.tokens),
+        seconds=None if arguments.video is None else report.parse_duration(arguments.video),
+        fps=arguments.fps,
+        batch_size=arguments.batch,
+        budget=None if arguments.budget is None else parse_bytes(arguments.budget, "--budget"),
+        host_budget=parse_bytes(arguments.host_budget, "--host-budget"),
+        device=arguments.device,
+        dtype=getattr(torch, arguments.dtype),
+        objective=arguments.objective,
+        tower_is_trained=not arguments.frozen_vision,
+    )
+    answer = report.make_report(question)
+    print(answer.text())
+    if arguments.output is not None:
+        print("\nwrote " + " and ".join(map(str, answer.save(arguments.output))))
     return 0
 
 

@@ -9,12 +9,17 @@ import torch
 from .checkpoint_costs import LayerCost, StepCosts, VisionCost
 from .configuration_video_ma2mba import Ma2mbaConfig, VideoMa2mbaConfig
 from .kernels import max_segment_tokens
+from .ssd import CHUNK_SIZE, CPU_BLOCK_ELEMENTS, TOKENS_PER_KEPT_STATE
 from .state import RecurrentState
 
-# Transients of a layer's backward in numbers of the inner width: the Triton kernels' per token (reference figure 96 kB
-# at Mamba-2 2.7B in 16 bit), the PyTorch scan's per token and, up to a size, per block of its workspace.
+# Transients of a layer's backward per token, in numbers of the inner width. The Triton kernels': reference figure
+# 96 kB at Mamba-2 2.7B in 16 bit.
 _TRITON_TRANSIENT = 9.4
-_TORCH_TRANSIENT = 8
+# The PyTorch scan's, in fp32 numbers, for (fp32, 16 bit) tensors, measured: of all tokens in the backward; of those
+# that its workspace holds, forward and backward.
+_TORCH_TRANSIENT = (3.0, 2.4)
+_TORCH_WORKSPACE = (5.2, 7.6)
+_TORCH_BACKWARD_WORKSPACE = (17.0, 19.5)
 
 
 def analytic_costs(
@@ -36,8 +41,12 @@ def analytic_costs(
     conv, ssm = RecurrentState.shapes(text, batch_size)
     state = _count(conv) * size + _count(ssm) * 4
     boundary = batch_size * text.hidden_size * (max(4, size) if text.residual_in_fp32 else size)
+    points = (256, 8192)
+    if scan == "torch":  # where its workspace stops growing, and states begin to be kept
+        every = _kept_every(text, batch_size)
+        points = sorted({1, max(1, _scan_tokens(text) // batch_size), every, 32 * every})
     costs = {
-        recompute: {n: _layer(text, batch_size, n, size, boundary, state, scan, recompute) for n in (256, 8192)}
+        recompute: {n: _layer(text, batch_size, n, size, boundary, state, scan, recompute) for n in points}
         for recompute in (False, True)
     }
     layer_weights, weights, trained = _parameters(config, tower_is_trained)
@@ -73,14 +82,34 @@ def _layer(text, batch_size, n, size, boundary, state, scan, recompute) -> Layer
     width, inner, heads, tokens = text.hidden_size, text.intermediate_size, text.num_heads, batch_size * n
     always = tokens * ((width + inner + text.conv_dim + heads + inner) * size + 4) + n * boundary + state
     between = tokens * ((text.conv_dim + inner) * size + (2 * heads + text.n_groups) * 4)
+    weights, workspace = _layer_parameters(text) * size, 0
     if scan == "torch":
-        between += max(0, n // 512 - 1) * _count(RecurrentState.shapes(text, batch_size)[1]) * 4
+        kept = max(0, n / _kept_every(text, batch_size) - 1)
+        between += kept * _count(RecurrentState.shapes(text, batch_size)[1]) * 4
+        # What a scan holds beside its inputs: values of the tokens (P per head) and CHUNK_SIZE decays of each.
+        unit, kind = 4 * (inner + heads * CHUNK_SIZE) / 2, int(size < 4)
+        held = min(tokens, _scan_tokens(text)) * unit
+        workspace = held * _TORCH_WORKSPACE[kind]
+        back = held * _TORCH_BACKWARD_WORKSPACE[kind] + tokens * unit * _TORCH_TRANSIENT[kind] + width * inner * size
+        back = max(weights, back)
+    else:
+        back = weights + tokens * _TRITON_TRANSIENT * inner * size
     graph = always + (0 if recompute else between)
-    per_token = (_TRITON_TRANSIENT if scan == "triton" else _TORCH_TRANSIENT) * inner * size
-    weights = _layer_parameters(text) * size
+    plain = always + between + tokens * inner * size + workspace
     # What was not kept is made again, and stays until the backward has gone through it.
-    backward = tokens * per_token + weights + (between if recompute else 0)
-    return LayerCost(graph, graph + tokens * inner * size, always + between + tokens * inner * size, backward)
+    return LayerCost(graph, plain, plain, back + (between if recompute else 0))
+
+
+def _scan_tokens(text: Ma2mbaConfig) -> int:
+    """Return the tokens of all rows that the PyTorch scan works on at once, on a CPU."""
+    return max(CHUNK_SIZE, CPU_BLOCK_ELEMENTS // (text.num_heads * CHUNK_SIZE))
+
+
+def _kept_every(text: Ma2mbaConfig, batch_size: int) -> int:
+    """Return after how many tokens of a row the PyTorch scan keeps a state, on a CPU."""
+    chunks = max(1, CPU_BLOCK_ELEMENTS // (text.num_heads * CHUNK_SIZE**2))
+    block = chunks // min(batch_size, chunks) * CHUNK_SIZE
+    return max(1, TOKENS_PER_KEPT_STATE // block) * block
 
 
 def _layer_parameters(text: Ma2mbaConfig) -> int:
@@ -113,22 +142,30 @@ def _vision(config, size: int, tower_is_trained: bool) -> dict:
         return {"vision": {}}
     vision = config.vision_config
     patches = (vision.image_size // vision.patch_size) ** 2 + 1
-    d, m = vision.hidden_size, vision.intermediate_size
+    d, m, width = vision.hidden_size, vision.intermediate_size, config.get_text_config().hidden_size
+    wide = 3 * m if vision.hidden_act == "quick_gelu" else 2 * m  # which keeps x, its sigmoid and their product
+    scores = 0
+    if vision._attn_implementation == "eager":  # softmax in fp32
+        scores = vision.num_attention_heads * patches**2 * (size + (4 if size < 4 else 0))
     # Kept by a layer: two norms' inputs and outputs, q, k, v, attention's output, two linear layers' inputs.
-    per_layer = patches * (8 * d + 2 * m) * size
-    plain = patches * (4 * d + 2 * m) * size
-    graph = config.feature_layers_run * per_layer
-    weights = _parameters(config, True)[1] - _parameters(config.get_text_config(), True)[1]
-    cost = {
-        count: VisionCost(count * plain, (count * graph + weights * size) if tower_is_trained else count * plain)
-        for count in (1, 4)
-    }
+    graph = config.feature_layers_run * (patches * (8 * d + wide) * size + scores)
+    plain = patches * (3 * d + wide) * size + scores + 3 * vision.image_size**2 * 8
     tokens = config.tokens_per_frame
+    projector = tokens * (d + 4 * width) * size
+    _, _, trained = _parameters(config, tower_is_trained)
+    language = _parameters(config.get_text_config(), True)[1]
+    weights = (trained - language) * size
+    cost = {}
+    for count in (1, 4, 16):
+        # Weight gradients take the place of the graph on the way down.
+        peak = max(count * graph, weights) + count * plain if tower_is_trained else count * projector + weights
+        cost[count] = VisionCost(count * plain, peak)
     return {
         "vision": cost,
         "tower_is_trained": tower_is_trained,
         "tokens_per_frame": tokens,
         "feature_bytes": tokens * d * size,
+        "vision_sums": (trained - language) * max(4, size),
     }
 
 

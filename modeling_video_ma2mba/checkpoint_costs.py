@@ -21,7 +21,7 @@ from .vision_features import encode_frames, frame_sequence
 
 # Tokens (over all rows) at which a layer is measured: enough to see what grows and what does not.
 POINTS = {"cuda": (1024, 2048, 4096, 8192), "cpu": (64, 256, 512, 2048)}
-FRAMES = (1, 4)
+FRAMES = (1, 4, 8)
 _REPEATS = 3
 
 

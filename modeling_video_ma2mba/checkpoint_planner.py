@@ -10,11 +10,12 @@ from dataclasses import replace
 
 from .checkpoint_costs import StepCosts
 from .checkpoint_plan import CheckpointPlan, uniform
-from .checkpoint_predict import PlanCosts, gib, predict
+from .checkpoint_predict import PlanCosts, gib, predict, segment_peaks
 
-# Neighbouring segment lengths differ by this factor, and whole chunks of the scan are taken where they fit.
+# Neighbouring segment lengths differ by this factor, and whole chunks are taken: the Triton scan's where they fit in
+# twice, then the PyTorch scan's.
 _STEP = 1.19
-_CHUNK = 256
+_CHUNKS = (256, 64)
 # Shorter segments keep neither a GPU nor a CPU busy; tokens over all rows.
 _SHORTEST = 128
 _MOST_SEGMENTS = 2048
@@ -101,7 +102,7 @@ def candidates(
                         **base,
                     )
         for interval in intervals:
-            plan = _decreasing(costs, sequence_length, allowed, interval, base)
+            plan = decreasing(costs, sequence_length, allowed, interval, base, num_frames)
             if plan is not None:
                 yield plan
 
@@ -111,7 +112,8 @@ def segment_lengths(costs: StepCosts, sequence_length: int) -> list[int]:
     longest = min(sequence_length, costs.longest_segment)
     lengths, s = {longest}, longest / _STEP
     while s >= max(1, _SHORTEST // costs.batch_size, sequence_length / _MOST_SEGMENTS):
-        lengths.add(round(s / _CHUNK) * _CHUNK if s >= 2 * _CHUNK else round(s))
+        chunk = next((size for size in _CHUNKS if s >= 2 * size), 1)
+        lengths.add(round(s / chunk) * chunk)
         s /= _STEP
     return sorted(n for n in lengths if n <= longest)
 
@@ -122,31 +124,29 @@ def _block_sizes(count: int) -> list[int]:
     return sorted({k for k in (root // 2, root, 2 * root) if 2 <= k < count})
 
 
-def _decreasing(costs, sequence_length, allowed, interval, base) -> CheckpointPlan | None:
+def decreasing(costs, sequence_length, allowed, interval, base, num_frames) -> CheckpointPlan | None:
     """Return the plan whose segments are each as long as the states kept so far leave room for, None if none fits.
 
     In the backward a segment meets the states before it only, so earlier segments may be longer.
     """
     lengths = segment_lengths(costs, sequence_length)
-    segments, left, k = [], sequence_length, len(lengths) - 1
+    fields = {"layer_interval": interval, "keep_boundaries": False, **base}
+    segments, left, k, needed = [], sequence_length, len(lengths) - 1, None
     while left > 0:
-        while k >= 0 and not _segment_fits(costs, segments, lengths[k], interval, base, allowed):
-            k -= 1
+        while k >= 0:
+            if needed is None:  # beside one state, which the first segment has as well
+                plan = CheckpointPlan(segments=3 * (lengths[k],), **fields)
+                needed = max(map(sum, segment_peaks(plan, costs, 1, num_frames)))
+            if needed + max(len(segments) - 1, 0) * costs.state_bytes <= allowed:
+                break
+            k, needed = k - 1, None
         if k < 0 or len(segments) > _MOST_SEGMENTS:
             return None
         segments.append(min(lengths[k], left))
         left -= segments[-1]
     if len(set(segments[:-1])) < 2:
         return None
-    return CheckpointPlan(segments=tuple(segments), layer_interval=interval, keep_boundaries=False, **base)
-
-
-def _segment_fits(costs, segments, n, interval, base, allowed) -> bool:
-    layer = costs.layer(n, base["recompute_mixer"])
-    groups = -(-base["num_layers"] // interval)
-    states = (len(segments) + 2) * costs.state_bytes
-    working = (groups + 1) * n * costs.boundary_bytes + interval * layer.graph + layer.backward_peak
-    return states + working <= allowed
+    return CheckpointPlan(segments=tuple(segments), **fields)
 
 
 def _vision_settings(costs: StepCosts, host_budget: int, allowed: float, num_frames: int) -> dict:

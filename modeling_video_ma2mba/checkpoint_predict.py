@@ -69,14 +69,13 @@ def gib(size: float) -> str:
 
 def predict(plan: CheckpointPlan, costs: StepCosts, num_frames: int = 0) -> PlanCosts:
     """Return what `plan` costs on a sequence that fills it, with `num_frames` frames in it."""
-    moments = [_forward_peak(plan, costs, j) for j in {0, len(plan.segments) - 1}]
-    for j in _last_of_each_length(plan):
-        moments += _backward_peaks(plan, costs, j)
+    ends = _last_of_each_length(plan)
+    moments = [_forward_peak(plan, costs, 0)]
+    for j in ends:
+        moments += segment_peaks(plan, costs, j, num_frames)
     vision = 0
     if num_frames:
-        for j in _last_of_each_length(plan):
-            moments += _input_peaks(plan, costs, j, num_frames)
-            vision = max(vision, *costs.frames(_frames_at_once(plan, costs, j, num_frames))[:2])
+        vision = max(max(costs.frames(_frames_at_once(plan, costs, j, num_frames))[:2]) for j in ends)
     checkpoints, working = max(moments, key=sum)
     return PlanCosts(
         checkpoints=round(checkpoints),
@@ -98,6 +97,12 @@ def _last_of_each_length(plan: CheckpointPlan) -> list[int]:
     sizes = plan.segments
     ends = {j for j in range(len(sizes) - 1) if sizes[j] != sizes[j + 1]}
     return sorted(ends | {len(sizes) - 1, max(0, len(sizes) - 2)})
+
+
+def segment_peaks(plan: CheckpointPlan, costs: StepCosts, j: int, num_frames: int = 0) -> list[tuple[float, float]]:
+    """Return (checkpoints, working) in bytes at the moments of segment j that can be the step's peak."""
+    moments = [_forward_peak(plan, costs, j), *_backward_peaks(plan, costs, j)]
+    return moments + (_input_peaks(plan, costs, j, num_frames) if num_frames else [])
 
 
 def _kept_states(plan: CheckpointPlan, j: int) -> int:
@@ -135,10 +140,10 @@ def _output_bytes(costs: StepCosts, n: int) -> float:
 
 
 def _forward_peak(plan: CheckpointPlan, costs: StepCosts, j: int) -> tuple[float, float]:
-    """Return (checkpoints, working) while segment j is read."""
+    """Return (checkpoints, working) while segment j is read, when there are no gradient sums yet."""
     n, layer = plan.segments[j], costs.layer(plan.segments[j], plan.recompute_mixer)
     checkpoints = _state_bytes(plan, costs, j) + (0 if plan.is_nested else _boundary_bytes(plan, costs, j))
-    return checkpoints, costs.state_bytes + 2 * n * costs.boundary_bytes + layer.plain_peak
+    return checkpoints, costs.state_bytes + 2 * n * costs.boundary_bytes + layer.plain_peak - costs.sums
 
 
 def _backward_peaks(plan: CheckpointPlan, costs: StepCosts, j: int) -> list[tuple[float, float]]:
@@ -154,11 +159,11 @@ def _backward_peaks(plan: CheckpointPlan, costs: StepCosts, j: int) -> list[tupl
     graph = cell + max(layer.graph_peak - layer.graph, _output_bytes(costs, n), boundary + layer.backward_peak)
     if is_last:  # no layer has a gradient sum yet: each adds its own on the way down, as boundaries are used up
         states, one = _state_bytes(plan, costs, j), boundary + layer.graph + boundary + layer.backward_peak
-        without = costs.layer_sums * costs.num_layers
+        without = costs.layer_sums * costs.num_layers + costs.vision_sums
         moments = [
             (checkpoints, own + graph - without),
-            (states, own + state + graph - costs.layer_sums * plan.layer_interval),
-            (states, own + state + one - costs.layer_sums),
+            (states, own + state + graph - costs.layer_sums * plan.layer_interval - costs.vision_sums),
+            (states, own + state + one - costs.layer_sums - costs.vision_sums),
         ]
     else:
         moments = [(checkpoints, own + state + graph)]
@@ -186,11 +191,11 @@ def _input_peaks(plan: CheckpointPlan, costs: StepCosts, j: int, num_frames: int
     checkpoints = _state_bytes(plan, costs, j)
     if not plan.is_nested and j:
         checkpoints += _boundary_bytes(plan, costs, j - 1)
-    # Words and visual tokens so far; gradient, what is left of it for words, that of the visual tokens.
-    without = costs.vision_sums if j == len(plan.segments) - 1 else 0
-    without = costs.sums if j == len(plan.segments) - 1 else 0
-    moments = [(checkpoints, 2 * boundary + vision.plain_peak)]
-    return [*moments, (checkpoints - (state if j else 0), state + 2 * boundary + vision.graph_peak)]
+    values, gradients = 2 * boundary + vision.plain_peak, state + 2 * boundary + vision.graph_peak
+    moments = [(checkpoints, values - costs.sums), (checkpoints - (state if j else 0), gradients)]
+    if not plan.keep_features:  # the tower runs again before the segment's first cell
+        moments.append((checkpoints, state + boundary + values))
+    return moments
 
 
 def _host_bytes(plan: CheckpointPlan, costs: StepCosts, num_frames: int) -> float:

@@ -1,5 +1,7 @@
 """The console script: instant help, one clear line for bad input, every command on real files."""
 
+import json
+import re
 import subprocess
 import sys
 import time
@@ -7,6 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
 import _video_ma2mba_cli as cli
 from modeling_video_ma2mba.train.synthetic_video import write_video
@@ -31,14 +34,14 @@ def video(tmp_path_factory):
 
 def test_help_is_instant():
     seconds = []
-    for command in ([], ["ask"], ["demo"], ["convert"], ["env"]):
+    for command in ([], ["ask"], ["demo"], ["convert"], ["plan"], ["env"]):
         start = time.perf_counter()
         done = subprocess.run(
             [sys.executable, str(ROOT / "_video_ma2mba_cli.py"), *command, "--help"], capture_output=True, text=True
         )
         seconds.append(time.perf_counter() - start)
         assert done.returncode == 0 and "usage: video-ma2mba" in done.stdout
-    # The best of five: a busy machine may slow one start, not all.
+    # The best of six: a busy machine may slow one start, not all.
     assert min(seconds) < 0.3
 
 
@@ -57,6 +60,10 @@ def test_commands_and_options_are_frozen():
         ],
         "convert": [
             "--dtype", "--frame-fit", "--help", "--mamba", "--output", "--seed", "--tokenizer", "--vision",
+        ],
+        "plan": [
+            "--batch", "--budget", "--device", "--dtype", "--fps", "--frozen-vision", "--help", "--host-budget",
+            "--model", "--objective", "--output", "--tokens", "--video",
         ],
         "env": ["--help"],
     }  # fmt: skip
@@ -98,3 +105,61 @@ def test_convert_refuses_to_overwrite(tmp_path, capsys):
     assert "is not an empty folder" in capsys.readouterr().err
     assert cli.main(["convert", "--mamba", str(tmp_path), "--output", str(tmp_path / "new")]) == 2
     assert "has no weights" in capsys.readouterr().err
+
+
+def test_plan_prints_every_method_and_draws_them(tmp_path, capsys):
+    arguments = ["plan", "--model", "370m", "--tokens", "2^17", "--budget", "24GiB", "--output", str(tmp_path / "out")]
+    assert cli.main(arguments) == 0
+    printed = capsys.readouterr().out
+    assert printed.startswith("370m, batch 1 x 131,072 tokens, 24.0 GiB on the device")
+    for piece in ("plan: ", "paper's grid", "two-level", "grid, host", "chosen plan", "analytic", "longest that fits"):
+        assert piece in printed
+    data = json.loads((tmp_path / "out" / "plan.json").read_text())
+    assert data["tokens"] == sum(data["plan"]["segments"]) == 2**17
+    assert data["plan"]["costs"]["activations"] <= data["budget"]
+    assert len(data["methods"]) == 11 and data["versions"]["torch"]
+    with Image.open(tmp_path / "out" / "plan.png") as picture:
+        pixels = np.asarray(picture.convert("RGB"))
+    assert pixels.shape[0] > 400 and pixels.shape[1] > 700
+    colours = len(np.unique(pixels.reshape(-1, 3), axis=0))
+    assert colours > 100 and (pixels == 255).all(axis=2).mean() < 0.98
+
+
+def test_plan_measures_a_layer_here_and_reads_a_folder(folder, capsys):
+    arguments = ["plan", "--model", folder, "--video", "5m", "--device", "here", "--budget", "40MB"]
+    assert cli.main([*arguments, "--dtype", "float32", "--frozen-vision"]) == 0
+    printed = capsys.readouterr().out
+    assert "1,500 tokens with 300 frames" in printed and "measured" in printed and " s\n" not in printed
+    assert re.search(r"layer by layer .* \d\S* s +measured", printed)
+
+
+def test_plan_names_the_extra_that_draws(monkeypatch, capsys, tmp_path):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    arguments = ["plan", "--model", "370m", "--tokens", "1k", "--budget", "1GiB", "--output", str(tmp_path / "out")]
+    assert cli.main(arguments) == 2
+    assert 'pip install "video-ma2mba[eval]"' in capsys.readouterr().err
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"--model": "9b"}, "--model 9b: neither a preset"),
+        ({"--tokens": "many"}, "--tokens many: give a number such as"),
+        ({"--video": "1h"}, "give one of --tokens and --video"),
+        ({"--tokens": None}, "give one of --tokens and --video"),
+        ({"--tokens": None, "--video": "soon"}, "--video soon: give a length such as"),
+        ({"--tokens": None, "--video": "1h"}, "--video needs a video model"),
+        ({"--budget": "80 apples"}, "--budget='80 apples' is no size"),
+        ({"--budget": None}, "give --budget, or --device"),
+        ({"--device": "abacus"}, "--device abacus: known are here, h200"),
+        ({"--batch": "0"}, "--batch 0"),
+    ],
+)
+def test_bad_input_of_plan_gets_one_line(change, message, capsys):
+    given = {"--model": "370m", "--tokens": "16k", "--budget": "80GiB"} | change
+    arguments = [word for name, value in given.items() if value is not None for word in (name, value)]
+    assert cli.main(["plan", *arguments]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("video-ma2mba: error: ") and captured.err.count("\n") == 1
+    assert message in captured.err and captured.out == ""
