@@ -77,6 +77,20 @@ def _parser() -> argparse.ArgumentParser:
     plan.add_argument("--output", help="folder for plan.json and plan.png")
     plan.set_defaults(run=_plan)
 
+    data = commands.add_parser("data", help="look at training data before a run")
+    checks = data.add_subparsers(dest="what", required=True, metavar="COMMAND")
+    check = checks.add_parser("check", help="count samples and tokens, open every file, estimate memory and hours")
+    check.add_argument("--stage", choices=("1", "1.5", "2"), required=True)
+    check.add_argument(
+        "--data", action="append", required=True, help="READER:ANNOTATIONS,MEDIA,..., as for the stage's script"
+    )
+    check.add_argument("--model", required=True, help="folder that training starts from")
+    check.add_argument("--recipe", default="tiny", help="see train/recipes.yaml (default: %(default)s)")
+    check.add_argument("--override", action="append", default=[], metavar="FIELD=VALUE", help="change the recipe")
+    check.add_argument("--budget", help='device memory in all, such as "80GiB" (default: the least is named)')
+    check.add_argument("--tokens-per-second", type=float, help="as a run logs it, to estimate hours")
+    check.set_defaults(run=_data_check)
+
     env = commands.add_parser("env", help="print what this machine would use, and why")
     env.set_defaults(run=_env)
     return parser
@@ -164,6 +178,19 @@ def _plan(arguments: argparse.Namespace) -> int:
     print(answer.text())
     if arguments.output is not None:
         print("\nwrote " + " and ".join(map(str, answer.save(arguments.output))))
+    return 0
+
+
+def _data_check(arguments: argparse.Namespace) -> int:
+    from modeling_video_ma2mba.checkpointing import parse_bytes
+    from modeling_video_ma2mba.train.data_check import check_data, memory_line
+    from modeling_video_ma2mba.train.recipes import load_recipe
+
+    recipe = load_recipe(arguments.recipe, arguments.stage, arguments.override)
+    budget = None if arguments.budget is None else parse_bytes(arguments.budget, "--budget")
+    found = check_data(arguments.data, recipe, arguments.model)
+    memory = memory_line(found, recipe, arguments.model, budget)
+    print("\n".join(found.lines(recipe, memory, arguments.tokens_per_second)))
     return 0
 
 

@@ -65,6 +65,7 @@ def test_commands_and_options_are_frozen():
             "--batch", "--budget", "--device", "--dtype", "--fps", "--frozen-vision", "--help", "--host-budget",
             "--model", "--objective", "--output", "--tokens", "--video",
         ],
+        "data": ["--help", "what"],
         "env": ["--help"],
     }  # fmt: skip
 

@@ -1,0 +1,154 @@
+"""`video-ma2mba data check`: what a stage would train on, before it is started: counts, lengths, bad files, memory.
+
+Every media file is opened and its length read; nothing is decoded further.
+"""
+
+import statistics
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+from PIL import Image, UnidentifiedImageError
+from tqdm import tqdm
+from transformers import AutoConfig, AutoProcessor
+
+from modeling_video_ma2mba.checkpoint_analytic import analytic_costs
+from modeling_video_ma2mba.checkpoint_planner import find_plan
+from modeling_video_ma2mba.checkpoint_predict import gib
+from modeling_video_ma2mba.processing.frame_sampling import sample_times
+from modeling_video_ma2mba.processing.video_errors import VideoReadError
+from modeling_video_ma2mba.processing.video_reader import probe
+from modeling_video_ma2mba.train.collator import SampleCollator
+from modeling_video_ma2mba.train.data_report import DataReport
+from modeling_video_ma2mba.train.media_index import EXTENSIONS
+from modeling_video_ma2mba.train.readers import read_data
+from modeling_video_ma2mba.train.recipes import Recipe
+from modeling_video_ma2mba.train.samples import Media, Sample, grouped
+
+
+@dataclass
+class DataCheck:
+    """What was found.
+
+    Attributes:
+        rows: one line for each annotation file. lengths: tokens of each sample that can be used.
+        frames: of all of them. seconds: of video. bad: media file -> why it cannot be used.
+        longest: the sample with the most tokens.
+    """
+
+    rows: str
+    lengths: list[int] = field(default_factory=list)
+    frames: int = 0
+    seconds: float = 0.0
+    bad: dict[str, str] = field(default_factory=dict)
+    longest: Sample | None = None
+
+    def lines(self, recipe: Recipe, memory: str, tokens_per_second: float | None) -> list[str]:
+        """Return the report as text."""
+        lines = [self.rows, f"{len(self.lengths):,} samples can be used, {len(self.bad):,} media files cannot"]
+        lines += [f"  {path}: {reason}" for path, reason in list(self.bad.items())[:20]]
+        if len(self.bad) > 20:
+            lines.append(f"  ... and {len(self.bad) - 20:,} more")
+        if self.lengths:
+            total = sum(self.lengths)
+            lines += [
+                f"{self.frames:,} frames of {self.seconds / 3600:,.2f} hours of video, {total:,} tokens",
+                f"tokens of a sample: {min(self.lengths):,} at least, {round(statistics.median(self.lengths)):,} in "
+                f"the middle, {max(self.lengths):,} at most ({self.longest.id})",
+                memory,
+            ]
+            if tokens_per_second:
+                hours = total * recipe.epochs / tokens_per_second / 3600
+                lines.append(f"{recipe.epochs:g} epochs at {tokens_per_second:,.0f} tokens/s: {hours:,.1f} hours")
+            else:
+                lines.append("hours: pass --tokens-per-second as a run on your device logs it")
+        return lines
+
+
+def check_data(data: list[str], recipe: Recipe, model: str) -> DataCheck:
+    """Read the annotations and open all media of a stage's data.
+
+    Args:
+        data: as `--data` of a stage. model: the folder that training would start from.
+
+    Raises:
+        ValueError, OSError: the data arguments or the model folder are wrong.
+    """
+    processor = AutoProcessor.from_pretrained(model)
+    collator = SampleCollator(processor)
+    report = DataReport()
+    samples = list(tqdm(read_data(data, recipe.stage, report, recipe.seed), desc="reading annotations", unit="sample"))
+    if recipe.stage == "2":
+        samples = grouped(samples, report)
+    found = DataCheck(rows=report.summary())
+    seconds = {}
+    for sample in tqdm(samples, desc="opening media", unit="sample"):
+        try:
+            frames = _frames(sample, recipe, seconds)
+        except (VideoReadError, UnidentifiedImageError, OSError, ValueError) as error:
+            found.bad[", ".join(str(media.path) for media in sample.media)] = str(error)
+            continue
+        placeholders = len(sample.media)
+        ids = processor.tokenizer(collator.text(sample), add_special_tokens=False)["input_ids"]
+        length = len(ids) - placeholders + frames * processor.tokens_per_frame
+        if not found.lengths or length > max(found.lengths):
+            found.longest = sample
+        found.lengths.append(length)
+        found.frames += frames
+        found.seconds += sum(_span(media, seconds) for media in sample.media if media.kind != "image")
+    return found
+
+
+def memory_line(found: DataCheck, recipe: Recipe, model: str, budget: int | None) -> str:
+    """Return what the longest sample takes on a GPU: the plan for a budget, or the least that would do."""
+    if not found.lengths:
+        return ""
+    config = AutoConfig.from_pretrained(model)
+    longest = max(found.lengths)
+    dtype = torch.bfloat16 if recipe.precision == "bf16" else torch.float32
+    costs = analytic_costs(config, 1, dtype, tower_is_trained="vision_tower" in recipe.trains)
+    held = costs.weights + costs.gradients + costs.sums + costs.optimizer
+    frames = longest // config.tokens_per_frame
+    room = 2**62 if budget is None else budget - held
+    objective = "memory" if budget is None else "time"
+    plan = find_plan(costs, longest, room, 0, objective, num_frames=frames)
+    size = f"{gib(plan.predicted.device)} on the device ({plan.predicted.source})"
+    what = "the least that would do" if budget is None else f"within {gib(budget)}"
+    return f"the longest sample, {what}: {size}, plan {plan.name!r}"
+
+
+def _frames(sample: Sample, recipe: Recipe, seconds: dict[Path, float]) -> int:
+    """Return how many frames a sample has as the decoder would sample them."""
+    limit = None if recipe.max_frames is None else max(1, recipe.max_frames // len(sample.media))
+    total = 0
+    for media in sample.media:
+        duration = _duration(media, seconds)
+        if media.kind == "image":
+            total += 1
+            continue
+        sampling = {"fps": recipe.fps, "max_frames": limit, "start": media.start or 0.0, "end": media.end}
+        count = len(sample_times(duration, **sampling))
+        if not count:
+            raise ValueError(f"{media.path}: no frame between {media.start} and {media.end} s of {duration:.1f} s")
+        total += count
+    return total
+
+
+def _duration(media: Media, seconds: dict[Path, float]) -> float:
+    """Return the seconds of a medium; its file is opened once."""
+    if media.path not in seconds:
+        if media.kind == "video":
+            seconds[media.path] = probe(media.path).duration
+        elif media.kind == "frames":
+            names = [path for path in media.path.iterdir() if path.suffix.lower() in EXTENSIONS["image"]]
+            seconds[media.path] = len(names) / media.fps
+        else:
+            with Image.open(media.path) as image:
+                image.verify()
+            seconds[media.path] = 0.0
+    return seconds[media.path]
+
+
+def _span(media: Media, seconds: dict[Path, float]) -> float:
+    end = seconds[media.path] if media.end is None else min(media.end, seconds[media.path])
+    return max(0.0, end - (media.start or 0.0))
