@@ -2,7 +2,7 @@
 
 Three parts: `write_video` encodes frames into a file; `numbered_frames` / `read_number` burn a number into each frame
 that survives compression and resizing; `make_clip` draws scenes of moving shapes together with what is true about
-them. It asks no questions about the clips; the training data does that.
+them. It asks no questions about the clips; `scene_questions.py` does that.
 
     write_video("clip.mp4", make_clip(seed=0, num_frames=32, size=224).frames, fps=4)
 """
@@ -37,6 +37,8 @@ NEEDLE_PROBABILITY = 0.8
 DESIGN_SIZE = 56  # the sizes below are pixels at this height; other sizes scale with it
 SHAPE_SIZES = (18, 24)
 
+Combination = tuple[str, str, str]  # colour, shape, direction
+
 # 5 x 7 dot-matrix digits, one five-bit number per row, drawn at twice that size: independent of installed fonts.
 DIGITS = (
     (14, 17, 19, 21, 25, 17, 14),
@@ -54,21 +56,30 @@ DIGITS = (
 
 @dataclass(frozen=True, kw_only=True)
 class Scene:
-    """One scene: a coloured shape that moves one way, in frames `start_frame` to `end_frame` (exclusive)."""
+    """One scene: a coloured shape that moves one way, in frames `start_frame` to `end_frame` (exclusive).
+
+    Attributes:
+        centres: of the shape in each frame of the scene, (x, y) as parts of width and height, y grows downwards.
+        rgb, background: the shape's and the background's exact colour, 0 to 255.
+    """
 
     shape: str
     colour: str
     direction: str
     start_frame: int
     end_frame: int
+    centres: tuple[tuple[float, float], ...]
+    rgb: tuple[int, int, int]
+    background: tuple[int, int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
 class Needle:
-    """A digit that is shown in one frame only."""
+    """A digit that is shown in one frame only; `box` is where: left, top, right, bottom in pixels."""
 
     digit: int
     frame: int
+    box: tuple[int, int, int, int]
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -166,7 +177,14 @@ def read_number(frame: np.ndarray) -> int:
     return number
 
 
-def make_clip(seed: int, num_frames: int = 64, size: int | tuple[int, int] = DESIGN_SIZE) -> Clip:
+def make_clip(
+    seed: int | Sequence[int],
+    num_frames: int = 64,
+    size: int | tuple[int, int] = DESIGN_SIZE,
+    *,
+    num_scenes: int | None = None,
+    combinations: Sequence[Combination] | None = None,
+) -> Clip:
     """Draw a clip of two to six scenes; the same arguments always give the same clip.
 
     Each scene shows one shape on its own dark background, crossing 65 to 100 % of the room left in one direction;
@@ -174,63 +192,90 @@ def make_clip(seed: int, num_frames: int = 64, size: int | tuple[int, int] = DES
 
     Args:
         seed: of the random generator.
-        num_frames: T, at least 8.
+        num_frames: T, at least 8, or two for each scene of `num_scenes`.
         size: side of a square frame, or (height, width), in pixels.
+        num_scenes: how many scenes; None draws the number.
+        combinations: the scenes are drawn from these; None is any colour, shape and direction.
     """
-    if num_frames < 8:
+    if num_frames < (8 if num_scenes is None else 2 * num_scenes):
         raise ValueError(
-            f"num_frames={num_frames} is too short for two scenes that can be told apart; give at least 8"
+            f"num_frames={num_frames} is too short for {num_scenes or 'two'} scenes that can be told apart; "
+            f"give at least {8 if num_scenes is None else 2 * num_scenes}"
+        )
+    if num_scenes is not None and num_scenes < 1:
+        raise ValueError(f"num_scenes={num_scenes} must be at least 1, or None")
+    looks = None if combinations is None else {(colour, shape) for colour, shape, _ in combinations}
+    if looks is not None and len(looks) < (1 if num_scenes == 1 else 2):
+        raise ValueError(
+            f"combinations have {len(looks)} pairs of colour and shape; give two or more, as neighbours differ"
         )
     height, width = (size, size) if isinstance(size, int) else size
     random = np.random.default_rng(seed)
-    scenes = _plan_scenes(random, num_frames)
+    plans = _plan_scenes(random, num_frames, num_scenes, combinations)
     frames = np.empty((num_frames, height, width, 3), dtype=np.uint8)
-    for scene in scenes:
-        _draw_scene(random, frames[scene.start_frame : scene.end_frame], scene)
+    scenes = tuple(_draw_scene(random, frames[p["start_frame"] : p["end_frame"]], p) for p in plans)
     needle = None
     if random.random() < NEEDLE_PROBABILITY:
-        needle = Needle(digit=int(random.integers(10)), frame=int(random.integers(num_frames)))
-        _draw_digit(random, frames[needle.frame], needle.digit)
+        digit, frame = int(random.integers(10)), int(random.integers(num_frames))
+        needle = Needle(digit=digit, frame=frame, box=_draw_digit(random, frames[frame], digit))
     return Clip(frames=frames, scenes=scenes, needle=needle)
 
 
-def _plan_scenes(random: np.random.Generator, num_frames: int) -> tuple[Scene, ...]:
-    fewest = 3 if num_frames >= 32 else 2
-    count = int(random.integers(fewest, min(6, num_frames // 4) + 1))
+def _plan_scenes(
+    random: np.random.Generator, num_frames: int, count: int | None, combinations: Sequence[Combination] | None
+) -> list[dict]:
+    """Return, for each scene, the fields of `Scene` that are known before it is drawn."""
+    if count is None:
+        fewest = 3 if num_frames >= 32 else 2
+        count = int(random.integers(fewest, min(6, num_frames // 4) + 1))
     # Cuts on a grid of two frames: every scene lasts at least two.
     cuts = 2 * np.sort(random.choice(np.arange(1, num_frames // 2), size=count - 1, replace=False))
     bounds = [0, *cuts.tolist(), num_frames]
-    scenes, previous = [], None
+    plans, previous = [], None
     for start, end in itertools.pairwise(bounds):
         look = previous
         while look == previous:
-            look = (str(random.choice(list(COLOURS))), str(random.choice(SHAPES)))
+            if combinations is None:
+                look, direction = (str(random.choice(list(COLOURS))), str(random.choice(SHAPES))), None
+            else:
+                *look, direction = combinations[int(random.integers(len(combinations)))]
+                look = tuple(look)
         previous = look
-        direction = str(random.choice(list(DIRECTIONS)))
-        scenes.append(Scene(colour=look[0], shape=look[1], direction=direction, start_frame=start, end_frame=end))
-    return tuple(scenes)
+        if direction is None:
+            direction = str(random.choice(list(DIRECTIONS)))
+        plans.append(
+            {"colour": look[0], "shape": look[1], "direction": direction, "start_frame": start, "end_frame": end}
+        )
+    return plans
 
 
-def _draw_scene(random: np.random.Generator, frames: np.ndarray, scene: Scene) -> None:
-    """Fill `frames` (n, H, W, 3) in place."""
+def _draw_scene(random: np.random.Generator, frames: np.ndarray, plan: dict) -> Scene:
+    """Fill `frames` (n, H, W, 3) in place and return the scene."""
     count, height, width = frames.shape[:3]
     scale = min(height, width) / DESIGN_SIZE
     side = round(int(random.integers(SHAPE_SIZES[0], SHAPE_SIZES[1] + 1)) * scale)
-    colour = np.array(COLOURS[scene.colour]) + random.integers(-COLOUR_JITTER, COLOUR_JITTER + 1, 3)
-    frames[:] = random.integers(0, 60, 3, dtype=np.uint8)
-    mask = _shape_mask(scene.shape, side)[:, :, None]  # (side, side, 1)
+    colour = np.array(COLOURS[plan["colour"]]) + random.integers(-COLOUR_JITTER, COLOUR_JITTER + 1, 3)
+    colour = colour.clip(0, 255)
+    background = random.integers(0, 60, 3, dtype=np.uint8)
+    frames[:] = background
+    mask = _shape_mask(plan["shape"], side)[:, :, None]  # (side, side, 1)
 
     room = np.array([width - side, height - side])
-    step = np.array(DIRECTIONS[scene.direction])
+    step = np.array(DIRECTIONS[plan["direction"]])
     travel = random.uniform(0.65, 1.0) * room
     # Along the way the path is placed anywhere it fits; across it, the shape keeps one random line.
     first = np.where(step == 0, random.uniform(0, 1, 2) * room, random.uniform(0, 1, 2) * (room - travel))
     first = np.where(step < 0, room - first, first)
+    centres = []
     for index in range(count):
         progress = index / max(1, count - 1)
-        left, top = np.round(first + step * travel * progress).astype(int)
+        left, top = np.round(first + step * travel * progress).astype(int).tolist()
         patch = frames[index, top : top + side, left : left + side]
-        patch[:] = np.round(patch * (1 - mask) + colour.clip(0, 255) * mask).astype(np.uint8)
+        patch[:] = np.round(patch * (1 - mask) + colour * mask).astype(np.uint8)
+        centres.append(((left + side / 2) / width, (top + side / 2) / height))
+    return Scene(
+        **plan, centres=tuple(centres), rgb=tuple(colour.tolist()), background=tuple(int(c) for c in background)
+    )
 
 
 def _shape_mask(shape: str, side: int) -> np.ndarray:
@@ -252,12 +297,14 @@ def _shape_mask(shape: str, side: int) -> np.ndarray:
     return np.asarray(image.resize((side, side), Image.Resampling.BOX), dtype=np.float64) / 255
 
 
-def _draw_digit(random: np.random.Generator, frame: np.ndarray, digit: int) -> None:
-    """Draw a white digit on a black box into `frame` (H, W, 3), in place."""
+def _draw_digit(random: np.random.Generator, frame: np.ndarray, digit: int) -> tuple[int, int, int, int]:
+    """Draw a white digit on a black box into `frame` (H, W, 3), in place; return the box."""
     rows = np.array(DIGITS[digit])[:, None]
     dots = np.pad((rows >> np.arange(4, -1, -1)) & 1, 1)  # (7, 5) -> (9, 7): a margin of one dot all around
     dot = max(1, round(2 * min(frame.shape[:2]) / DESIGN_SIZE))
     box = np.kron(dots, np.ones((dot, dot), dtype=np.int64)).astype(np.uint8) * 255
     top = int(random.integers(frame.shape[0] - box.shape[0] + 1))
     left = int(random.integers(frame.shape[1] - box.shape[1] + 1))
-    frame[top : top + box.shape[0], left : left + box.shape[1]] = box[:, :, None]
+    bottom, right = top + box.shape[0], left + box.shape[1]
+    frame[top:bottom, left:right] = box[:, :, None]
+    return left, top, right, bottom
