@@ -11,7 +11,16 @@ from pathlib import Path
 ROOT = Path(__file__).resolve().parent.parent
 # Marker in the README -> what stands between it and the next `END`.
 MARKERS = {
-    "<!-- benchmarks/readme_tables.py: checkpointing -->\n": lambda: checkpointing_table() + "\n",
+    "<!-- benchmarks/readme_tables.py: checkpointing -->\n": lambda: (
+        "\n\n".join(
+            checkpointing_table(question, what)
+            for question, what in (
+                ("ma_gc_small", "one sequence of text"),
+                ("ma_gc_small_vision", "video with a trained tower of 6 layers and 16 tokens a frame"),
+            )
+        )
+        + "\n"
+    ),
     "<!-- benchmarks/readme_tables.py: speed -->\n": lambda: f"{scan_table()}\n\n{decoding_table()}\n",
 }
 END = "<!-- end -->"
@@ -19,7 +28,9 @@ END = "<!-- end -->"
 
 def newest(question: str) -> dict:
     """Return the newest result of a question (file names end with the date), with its file name."""
-    paths = sorted((ROOT / "benchmarks" / "results").glob(f"{question}_*.json"), key=lambda p: p.stem.split("_")[-1])
+    results = (ROOT / "benchmarks" / "results").glob(f"{question}_*.json")
+    own = [path for path in results if path.stem.rsplit("_", 2)[0] == question]
+    paths = sorted(own, key=lambda p: p.stem.split("_")[-1])
     return json.loads(paths[-1].read_text(encoding="utf-8")) | {"file": paths[-1].name}
 
 
@@ -63,9 +74,9 @@ def decoding_table() -> str:
     return "\n".join(lines)
 
 
-def checkpointing_table() -> str:
+def checkpointing_table(question: str, what: str) -> str:
     """Memory by length and time over plain training, of every checkpointing method."""
-    result = newest("ma_gc_small")
+    result = newest(question)
     memory = [row for row in result["rows"] if row["kind"] == "memory"]
     times = {row["method"]: row for row in result["rows"] if row["kind"] == "time"}
     lengths = sorted({row["length"] for row in memory})
@@ -73,7 +84,7 @@ def checkpointing_table() -> str:
     sums = max(row["sums"] for row in memory) / 1e6
     lines = [
         "Activations of a training step in MB (beyond weights, gradients and their fp32 sums), and time over plain "
-        f"training at {at:,} tokens: 16 layers of width 256, fp32, one sequence of text, segments of "
+        f"training at {at:,} tokens: 16 layers of width 256, fp32, {what}, segments of "
         f"{result['settings']['segment']} tokens; {result['hardware']['cpu']}, {result['settings']['threads']} thread "
         f"(`results/{result['file']}`). With several segments the sums take {sums:,.0f} MB more.",
         "",
@@ -90,7 +101,7 @@ def checkpointing_table() -> str:
         lines.append(f"| {method} | {' | '.join(cells)} | {host} | {time} | {again} |")
     formula = {row["length"]: row["paper_formula"] for row in memory if "paper_formula" in row}
     cells = [f"{formula[n] / 1e6:,.1f}" for n in lengths]
-    lines.append(f"| the paper's formula for its grid | {' | '.join(cells)} | | | |")
+    lines.append(f"| the paper's formula for its grid, without vision | {' | '.join(cells)} | | | |")
     return "\n".join(lines)
 
 
