@@ -60,7 +60,7 @@ def load_scan_kernel() -> Callable | str:
         before = set(sys.modules)
         try:
             importlib.import_module("mamba_ssm")
-            return importlib.import_module(name).mamba_chunk_scan_combined
+            return _with_wide_state_gradients(importlib.import_module(name))
         except Exception:
             _forget_modules(before)
         # The package's __init__ needs compiled parts, the SSD kernel does not: import the module without it. Then take
@@ -71,11 +71,31 @@ def load_scan_kernel() -> Callable | str:
         package.__spec__ = spec
         sys.modules["mamba_ssm"] = package
         try:
-            return importlib.import_module(name).mamba_chunk_scan_combined
+            return _with_wide_state_gradients(importlib.import_module(name))
         finally:
             _forget_modules(before)
     except Exception as error:
         return f"mamba-ssm is installed, but its scan kernel cannot be imported ({type(error).__name__}: {error})"
+
+
+def _with_wide_state_gradients(module: types.ModuleType) -> Callable:
+    """Return mamba-ssm's scan with the gradient of the initial state in fp32 for 16-bit x, too.
+
+    Its backward allocates that gradient, like those of the states between chunks, in x's dtype, though the kernel
+    computes it in fp32. It crosses every segment's border in training, so it must not be rounded there. The kernels
+    convert these states where they load them, so wider ones need nothing else.
+    """
+    pass_back = module._state_passing_bwd
+
+    @functools.wraps(pass_back)
+    def pass_back_wide(*args, has_initial_states=None, dstates_dtype=None, **kwargs):
+        if has_initial_states:
+            dstates_dtype = torch.float32
+        return pass_back(*args, has_initial_states=has_initial_states, dstates_dtype=dstates_dtype, **kwargs)
+
+    if not hasattr(pass_back, "__wrapped__"):
+        module._state_passing_bwd = pass_back_wide
+    return module.mamba_chunk_scan_combined
 
 
 @functools.cache
@@ -163,8 +183,8 @@ def ssd(
         chunk_size: the Triton kernel's chunk length; `ssd_chunked` has its own.
 
     Returns:
-        y (B, T, H, P) in x's dtype and the final state (B, H, P, N) in fp32 or wider. With 16-bit x the Triton kernel
-        rounds the gradient of initial_state to x's dtype; PyTorch does not.
+        y (B, T, H, P) in x's dtype and the final state (B, H, P, N) in fp32 or wider, as is the gradient of
+        initial_state.
 
     Raises:
         ImportError: the backend's kernel is missing.

@@ -10,6 +10,7 @@ from modeling_video_ma2mba.checkpoint_costs import measure_costs
 from modeling_video_ma2mba.checkpoint_plan import CheckpointPlan, uniform
 from modeling_video_ma2mba.checkpoint_predict import predict
 from modeling_video_ma2mba.checkpoint_store import CheckpointStack
+from modeling_video_ma2mba.kernels import choose_backend, ssd
 from modeling_video_ma2mba.live_memory import MemoryMeter
 
 pytestmark = [pytest.mark.gpu, pytest.mark.skipif(not torch.cuda.is_available(), reason="needs a CUDA device")]
@@ -71,3 +72,18 @@ def test_predicted_peaks_are_within_a_tenth(text_model, ids, name):
     costs = measure_costs(model.backbone, 1, model.lm_head)
     predicted = predict(CheckpointPlan(num_layers=6, **PLANS[name]), costs).activations
     assert predicted == pytest.approx(meter.peak - sums, rel=0.1)
+
+
+def test_the_gradient_that_crosses_borders_is_not_rounded():
+    """16-bit inputs: the initial state's gradient has more digits than they have."""
+    backend = choose_backend("triton", torch.device("cuda"), torch.bfloat16)
+    generator = torch.Generator("cuda").manual_seed(0)
+    x, B, C = (
+        torch.randn(1, 512, *shape, device="cuda", generator=generator) for shape in ((4, 64), (1, 64), (1, 64))
+    )
+    dt, A = torch.rand(1, 512, 4, device="cuda", generator=generator) * 0.01, -torch.ones(4, device="cuda")
+    state = torch.randn(1, 4, 64, 64, device="cuda", generator=generator).requires_grad_()
+    y, _ = ssd(x.bfloat16(), dt, A, B.bfloat16(), C.bfloat16(), None, state, backend)
+    (gradient,) = torch.autograd.grad(y.float().sum(), state)
+    assert gradient.dtype == torch.float32
+    assert (gradient.bfloat16().float() != gradient).any()

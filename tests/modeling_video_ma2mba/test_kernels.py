@@ -350,3 +350,20 @@ def test_conv_refuses_shapes_that_do_not_fit():
         causal_conv(torch.zeros(1, 2, 3), torch.zeros(3, 1, 4), None, torch.zeros(1, 2, 3), TORCH)
     with pytest.raises(ValueError, match="weight must be"):
         causal_conv(torch.zeros(1, 2, 3), torch.zeros(4, 1, 4), None, torch.zeros(1, 3, 3), TORCH)
+
+
+def test_the_state_gradient_is_asked_for_in_fp32(monkeypatch):
+    """mamba-ssm's own backward asks for x's dtype; seen on the call, since 16 bit needs a GPU."""
+    import types
+
+    asked = []
+    module = types.SimpleNamespace(
+        _state_passing_bwd=lambda *args, **kwargs: asked.append(kwargs["dstates_dtype"]),
+        mamba_chunk_scan_combined=lambda: module._state_passing_bwd(
+            1, has_initial_states=True, dstates_dtype=torch.bfloat16, states_dtype=torch.bfloat16
+        ),
+    )
+    for _ in range(2):
+        kernels._with_wide_state_gradients(module)()
+    module._state_passing_bwd(1, has_initial_states=False, dstates_dtype=torch.bfloat16)
+    assert asked == [torch.float32, torch.float32, torch.bfloat16]
