@@ -19,8 +19,9 @@ test-newest: $(NEWEST)/.installed-tests
 # The other end of the supported transformers range: loading, processor, generate, pipeline, training, checkpointing's
 # interface. What does not touch transformers (the planner and the engine's insides) runs on the newest only.
 test-oldest: $(OLDEST)/.installed
-	$(OLDEST)/bin/python -m pytest -m "not slow and not gpu and not triton_interpreter" tests/modeling_video_ma2mba tests/train \
-		tests/processing/test_processing_video_ma2mba.py --ignore-glob="*/test_checkpoint_*.py" --ignore-glob="*/test_ssd.py"
+	$(OLDEST)/bin/python -m pytest -m "not slow and not gpu and not triton_interpreter" tests/modeling_video_ma2mba \
+		$(addprefix tests/train/test_,collator.py demo.py lora.py parameter_groups.py recipes.py run_stage.py trainer.py \
+		training_arguments.py video_ma2mba_trainer.py) tests/processing/test_processing_video_ma2mba.py --ignore-glob="*/test_checkpoint_*.py" --ignore-glob="*/test_ssd.py"
 
 test-slow: $(NEWEST)/.installed-tests
 	$(NEWEST)/bin/python -m pytest -m slow

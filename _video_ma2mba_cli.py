@@ -7,7 +7,10 @@ _DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; return its exit code: 0 done, 1 the demo's answers were wrong, 2 bad input, 130 interrupted."""
+    """Run a command; return its exit code.
+
+    0 done, 1 the demo's answers were wrong or no plan fits, 2 bad input, 130 interrupted.
+    """
     arguments = _parser().parse_args(argv)
     try:
         return arguments.run(arguments)
@@ -154,6 +157,8 @@ def _convert(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
+    from pathlib import Path
+
     import torch
 
     from modeling_video_ma2mba import checkpoint_report as report
@@ -174,11 +179,13 @@ def _plan(arguments: argparse.Namespace) -> int:
         objective=arguments.objective,
         tower_is_trained=not arguments.frozen_vision,
     )
+    if arguments.output is not None:
+        Path(arguments.output).mkdir(parents=True, exist_ok=True)  # before the work, not after it
     answer = report.make_report(question)
     print(answer.text())
     if arguments.output is not None:
         print("\nwrote " + " and ".join(map(str, answer.save(arguments.output))))
-    return 0
+    return 0 if answer.plan is not None else 1
 
 
 def _data_check(arguments: argparse.Namespace) -> int:

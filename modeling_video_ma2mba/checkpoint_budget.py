@@ -1,6 +1,7 @@
 """How much memory a training step may use: what is there, less what weights, gradients and optimizer take.
 
-`memory_budget` is everything the process may hold on the device. Nothing is known of the optimizer before its first
+`memory_budget` is everything that training this model may hold on the device; what else the process holds there is
+not counted. Nothing is known of the optimizer before its first
 step, so its state counts as two numbers per trained parameter (Adam) unless `optimizer_bytes` says otherwise.
 """
 
@@ -47,16 +48,18 @@ class HeldBytes:
             missing=gradients - existing + sums + optimizer,
         )
 
+    @property
+    def total(self) -> int:
+        return self.weights + self.gradients + self.sums + self.optimizer
+
     def terms(self) -> dict[str, int]:
         """Return the sizes under the names they have in `StepCosts`."""
         return {name: getattr(self, name) for name in ("weights", "gradients", "sums", "optimizer")}
 
 
-def activation_budget(held: HeldBytes, memory_budget: int | None, device: torch.device) -> int:
-    """Return the device bytes that activations may take; can be negative."""
-    if memory_budget is not None:
-        return memory_budget - held.weights - held.gradients - held.sums - held.optimizer
-    return int(free_bytes(device) * (1 - _MARGIN)) - held.missing
+def total_budget(held: HeldBytes, device: torch.device) -> int:
+    """Return the budget where none was given: what this model holds already, and what is free less a margin."""
+    return int(free_bytes(device) * (1 - _MARGIN)) + held.total - held.missing
 
 
 def free_bytes(device: torch.device) -> int:

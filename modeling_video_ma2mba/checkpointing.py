@@ -6,13 +6,14 @@
 import logging
 import math
 import re
+from contextlib import suppress
 from dataclasses import dataclass, fields, replace
 
 import torch
 from transformers import PreTrainedModel
 
 from .checkpoint_analytic import analytic_costs
-from .checkpoint_budget import HeldBytes, activation_budget, free_host_bytes
+from .checkpoint_budget import HeldBytes, free_host_bytes, total_budget
 from .checkpoint_cells import run_cells, shards_weights
 from .checkpoint_costs import StepCosts, measure_costs
 from .checkpoint_engine import run_checkpointed
@@ -37,8 +38,8 @@ class CheckpointSettings:
     """What the user asked for.
 
     Attributes:
-        memory_budget: bytes that the process may hold on the device in all: weights, gradients, fp32 sums of them,
-            optimizer state and activations. None: what is free when training starts, less a margin.
+        memory_budget: bytes that training this model may hold on the device in all: weights, gradients, fp32 sums of
+            them, optimizer state and activations. None: what is free when training starts, less a margin.
         host_budget: bytes of host memory for checkpoints. None: half of what is free.
         layer_interval, sequence_interval: the paper's l (layers) and s (tokens); given, nothing is planned.
         objective: "time" takes the fastest plan that fits, "memory" the smallest one.
@@ -74,6 +75,14 @@ class CheckpointSettings:
             value = values.get(name)
             if value is not None and (isinstance(value, bool) or not isinstance(value, int) or value < 1):
                 raise ValueError(f"{name}={value!r} must be a whole number, 1 or more")
+        if values.get("memory_budget") is not None and values["memory_budget"] < 2**10:
+            raise ValueError(f'memory_budget={kwargs["memory_budget"]!r} is less than 1 KiB; write a unit: "24GiB"')
+        planned = {"memory_budget", "host_budget", "objective"} & set(values)
+        if planned and (values.get("layer_interval") or values.get("sequence_interval")):
+            raise ValueError(
+                f"layer_interval and sequence_interval are taken as they are, {', '.join(sorted(planned))} would plan "
+                "them: give one or the other"
+            )
         if values.get("objective", "time") not in OBJECTIVES:
             raise ValueError(f"objective={values['objective']!r}; allowed are {', '.join(map(repr, OBJECTIVES))}")
         return cls(**values)
@@ -89,7 +98,8 @@ def parse_bytes(size: int | str, name: str) -> int:
         return int(size)
     match = re.fullmatch(r"\s*([0-9]+(?:\.[0-9]+)?)\s*([a-zA-Z]*)\s*", size) if isinstance(size, str) else None
     if match is None or match[2].upper() not in _UNITS:
-        raise ValueError(f'{name}={size!r} is no size; give bytes, or text such as "24GiB", "500MB"')
+        units = ", ".join(unit for unit in ("KB", "MB", "GB", "TB", "KiB", "MiB", "GiB", "TiB"))
+        raise ValueError(f'{name}={size!r} is no size; give bytes, or text such as "24GiB" (units: {units})')
     return int(float(match[1]) * _UNITS[match[2].upper()])
 
 
@@ -100,7 +110,7 @@ class Checkpointing:
         self.settings = settings
         self.fixed_plan = None  # tests and benchmarks: run this one
         self.engine = None  # that shards the weights, once found
-        self.budgets = None  # (activations, host), once known
+        self.budgets = None  # (device in all, host), once known
         self.costs, self.plans = {}, {}
 
     def read(self, model, rows, inputs, sink, state):
@@ -143,10 +153,9 @@ class Checkpointing:
             )
         # Few different lengths are planned for; a length that fits on its own must not fail for that.
         rounded = _round_up(sequence_length)
-        try:
+        with suppress(NoPlanFits):
             return self._planned(parts, rounded, batch_size, math.ceil(num_frames * rounded / sequence_length))
-        except NoPlanFits:
-            return self._planned(parts, sequence_length, batch_size, num_frames)
+        return self._planned(parts, sequence_length, batch_size, num_frames)
 
     def _planned(self, parts, sequence_length, batch_size, num_frames) -> CheckpointPlan:
         key = (sequence_length, batch_size, _round_up(num_frames), *parts.key())
@@ -159,17 +168,18 @@ class Checkpointing:
         device = parts.model.norm_f.weight.device
         costs = self.step_costs(parts, batch_size)
         held = HeldBytes.of(parts.modules, self.settings.optimizer_bytes)
-        if self.budgets is None:  # once: later on, what exists already would count twice
-            host = self.settings.host_budget
+        if self.budgets is None:  # once: later on, the steps before have left something of what is free now
+            budget, host = self.settings.memory_budget, self.settings.host_budget
             self.budgets = (
-                activation_budget(held, self.settings.memory_budget, device),
+                total_budget(held, device) if budget is None else budget,
                 free_host_bytes() // (2 if device.type == "cuda" else 4) if host is None else host,
             )
+        room, host_room = self.budgets[0] - held.total, self.budgets[1]
         costs = replace(costs, **held.terms())
         # On a CPU host memory is device memory: checkpoints are no better off there, unless somebody wants to see it.
         features_only = device.type == "cpu" and self.settings.host_budget is None
         return find_plan(
-            costs, sequence_length, *self.budgets, self.settings.objective, num_frames, features_only=features_only
+            costs, sequence_length, room, host_room, self.settings.objective, num_frames, features_only=features_only
         )
 
     def step_costs(self, parts: "_Parts", batch_size: int) -> StepCosts:
@@ -237,11 +247,22 @@ class CheckpointingMixin:
         Raises:
             ValueError: unknown keys or values, or settings of the other method.
         """
+        if not isinstance(gradient_checkpointing_kwargs or {}, dict):
+            raise ValueError(
+                f"gradient_checkpointing_kwargs={gradient_checkpointing_kwargs!r} must be a dictionary such as "
+                '{"method": "ma-gc", "memory_budget": "24GiB"}'
+            )
         kwargs = dict(gradient_checkpointing_kwargs or {})
         method = kwargs.pop("method", "ma-gc")
         if method not in METHODS:
             raise ValueError(f"method={method!r}; allowed are {', '.join(map(repr, METHODS))}")
         if method == "layer":
+            foreign = sorted(set(kwargs) - set(_TORCH_KEYS))
+            if foreign:
+                raise ValueError(
+                    f'{{"method": "layer"}} does not take {", ".join(map(repr, foreign))}; it takes '
+                    f"{', '.join(map(repr, _TORCH_KEYS))}, every_n_layers and offload"
+                )
             self.gradient_checkpointing_disable()
             _enable_per_layer(self, {"use_reentrant": False} | kwargs, every_n_layers, offload)
             return
@@ -283,7 +304,10 @@ class CheckpointingMixin:
         """
         model = next(iter(_language_models(self)))
         if model.checkpointing is None:
-            raise ValueError("no plan without checkpointing: call gradient_checkpointing_enable() first")
+            raise ValueError('no plan without "ma-gc": call gradient_checkpointing_enable() first')
+        for name, value in (("sequence_length", sequence_length), ("batch_size", batch_size)):
+            if isinstance(value, bool) or not isinstance(value, int):
+                raise ValueError(f"{name}={value!r} must be a whole number")
         if sequence_length < 1 or batch_size < 1:
             raise ValueError(f"sequence_length={sequence_length}, batch_size={batch_size}: both must be at least 1")
         vision = next((module for module in self.modules() if hasattr(module, "vision_tower")), None)

@@ -121,7 +121,7 @@ class DataReport:
             raise ValueError(
                 f"{bad:,} of {rows:,} rows ({bad / rows:.1%}) were left out, more than "
                 f"max_bad_share={max_bad_share:.1%}: {reasons}; most of them in {worst}{self._example(worst)}. "
-                "Correct the file or the media folders given with it, or raise max_bad_share"
+                "Correct the file or the media folders given with it, or go on with --override max_bad_share=..."
             )
 
     def _reasons(self, file: str | None = None) -> Counter[str]:

@@ -61,7 +61,7 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
         raise ValueError("no parameter is trained")
     for (part, decay, dtype), group in groups.items():
         group["name"] = f"{part}, {'decayed' if decay else 'not decayed'}, {dtype}"
-    return list(groups.values())
+    return [groups[key] for key in sorted(groups, key=lambda key: key[0] == "vision")]  # the log shows the first rate
 
 
 def check_master_weights(model: nn.Module, has_master_copy: bool) -> None:

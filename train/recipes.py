@@ -15,6 +15,10 @@ from transformers import TrainingArguments
 STAGES = ("1", "1.5", "2")
 PARTS = ("projector", "language_model", "vision_tower")
 PRECISIONS = ("bf16", "fp32")
+_NUMBERS = (
+    "learning_rate", "vision_learning_rate", "global_batch_size", "epochs", "max_steps", "warmup_ratio",
+    "weight_decay", "max_grad_norm", "fps", "max_frames", "lora_rank", "max_bad_share", "seed",
+)  # fmt: skip
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -60,7 +64,15 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self):
-        problems = []
+        problems = [
+            f"{name}={value!r} must be a number"
+            for name, value in dataclasses.asdict(self).items()
+            if name in _NUMBERS
+            and value is not None
+            and (isinstance(value, bool) or not isinstance(value, (int, float)))
+        ]
+        if problems:
+            raise ValueError(f"recipe {self.name}, stage {self.stage}: {'; '.join(problems)}")
         if not self.trains or set(self.trains) - set(PARTS):
             problems.append(f"trains={list(self.trains)} must name some of {', '.join(PARTS)}")
         for field in ("learning_rate", "global_batch_size", "epochs", "max_grad_norm", "fps"):
@@ -114,7 +126,8 @@ def load_recipe(name: str, stage: str, overrides: list[str] = ()) -> Recipe:
     if unknown:
         raise ValueError(f"a recipe has no field {', '.join(map(repr, unknown))}; known are {', '.join(known[2:])}")
     for key in ("trains", "betas"):
-        fields[key] = tuple(fields[key]) if isinstance(fields.get(key), list) else fields.get(key, ())
+        value = fields.get(key, Recipe.betas if key == "betas" else ())
+        fields[key] = (value,) if isinstance(value, (str, int, float)) else tuple(value)
     try:
         return Recipe(name=name, stage=stage, **fields)
     except TypeError as error:  # a text where a number is compared
@@ -145,6 +158,8 @@ def accumulation_steps(recipe: Recipe, per_device_batch_size: int, world_size: i
     Raises:
         ValueError: they cannot make it exactly; names the sizes that can.
     """
+    if per_device_batch_size < 1:
+        raise ValueError(f"{per_device_batch_size} samples on a device at a time: at least 1")
     at_once = per_device_batch_size * world_size
     if recipe.global_batch_size % at_once:
         fitting = [n for n in range(1, 65) if recipe.global_batch_size % (n * world_size) == 0]

@@ -78,8 +78,18 @@ def run(stage: str, options: argparse.Namespace) -> None:
     output.mkdir(parents=True, exist_ok=True)
     world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
 
+    if not Path(options.init_from).exists() and options.init_from.startswith((".", "/", "~")):
+        raise ValueError(f"--init-from {options.init_from}: no such folder")
     report = DataReport()
-    samples = load_samples(options.data, recipe, report)
+    try:
+        samples = load_samples(options.data, recipe, report)
+    finally:
+        if rank == 0:
+            report.write(output / "left_out_rows.jsonl")
+    checkpoint = last_complete_checkpoint(output, world_size)
+    manifest = describe_run(recipe, options, samples)
+    if checkpoint is not None:
+        check_same_run(output / "run.json", manifest)
     set_seed(recipe.seed)
     processor = AutoProcessor.from_pretrained(options.init_from)
     model = AutoModelForImageTextToText.from_pretrained(options.init_from, dtype=torch.float32)
@@ -88,8 +98,7 @@ def run(stage: str, options: argparse.Namespace) -> None:
         model = add_lora(model, recipe)
 
     if rank == 0:
-        report.write(output / "left_out_rows.jsonl")
-        write_manifest(output / "run.json", recipe, options, samples)
+        (output / "run.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
         print(report.summary())
     frames = output / f"frames-{rank}"
     shutil.rmtree(frames, ignore_errors=True)  # of a run that was killed
@@ -117,7 +126,7 @@ def run(stage: str, options: argparse.Namespace) -> None:
         recipe=recipe,
     )
     try:
-        trainer.train(resume_from_checkpoint=last_complete_checkpoint(output, world_size))
+        trainer.train(resume_from_checkpoint=checkpoint)
     finally:
         shutil.rmtree(frames, ignore_errors=True)
     if recipe.lora_rank is not None:
@@ -148,10 +157,10 @@ def load_samples(data: list[str], recipe: Recipe, report: DataReport) -> list[Sa
     return samples
 
 
-def write_manifest(path: Path, recipe: Recipe, options: argparse.Namespace, samples: list[Sample]) -> None:
-    """Write what was run: the resolved recipe, options, versions, and the data by number and content."""
+def describe_run(recipe: Recipe, options: argparse.Namespace, samples: list[Sample]) -> dict:
+    """Return what is run: the resolved recipe, options, versions, and the data by number and content."""
     described = [repr(sample.pieces) for sample in samples]
-    manifest = {
+    return {
         "recipe": recipe.as_dict(),
         "options": vars(options),
         "versions": {what: choice for what, choice, _ in describe_environment()},
@@ -161,4 +170,23 @@ def write_manifest(path: Path, recipe: Recipe, options: argparse.Namespace, samp
             "sha256": hashlib.sha256("\n".join(described).encode()).hexdigest(),
         },
     }
-    path.write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
+
+
+def check_same_run(path: Path, manifest: dict) -> None:
+    """Refuse to go on with a run under other settings: optimizer and schedule would keep the old ones.
+
+    Raises:
+        ValueError: naming what differs from `run.json`.
+    """
+    if not path.is_file():
+        return
+    earlier = json.loads(path.read_text(encoding="utf-8"))
+    old, new = earlier.get("recipe", {}), manifest["recipe"]
+    differing = [f"{key} was {old.get(key)!r}, is {new[key]!r}" for key in new if old.get(key) != new[key]]
+    if earlier.get("data", {}).get("sha256") != manifest["data"]["sha256"]:
+        differing.append("the data are others")
+    if differing:
+        raise ValueError(
+            f"{path.parent} holds a run with other settings ({'; '.join(differing)}): go on with the same ones, or "
+            "choose another --output (with --init-from a checkpoint's folder to start from its weights)"
+        )

@@ -290,3 +290,27 @@ def test_a_saved_model_knows_nothing_of_checkpointing(causal, ids, tmp_path):
     causal.save_pretrained(tmp_path)
     assert "checkpointing" not in (tmp_path / "config.json").read_text()
     assert not is_checkpointing(Ma2mbaForCausalLM.from_pretrained(tmp_path))
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ("ma-gc", "must be a dictionary"),
+        ({"method": "layer", "memory_budget": "24GiB"}, "does not take 'memory_budget'"),
+        ({"memory_budget": "24"}, "less than 1 KiB"),
+        ({"memory_budget": "24GiB", "sequence_interval": 512}, "one or the other"),
+    ],
+)
+def test_what_contradicts_itself_is_refused_at_once(text_model, kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        text_model().gradient_checkpointing_enable(gradient_checkpointing_kwargs=kwargs)
+
+
+def test_a_budget_holds_when_more_is_trained_later(text_model):
+    model = text_model()
+    model.requires_grad_(False)
+    model.lm_head.requires_grad_(True)
+    model.gradient_checkpointing_enable({"memory_budget": "12MB"})
+    assert model.checkpoint_plan(600).predicted.device <= 12e6
+    model.requires_grad_(True)
+    assert model.checkpoint_plan(600).predicted.device <= 12e6

@@ -50,7 +50,7 @@ def test_the_limit_names_the_share_the_reasons_the_file_and_an_example(report):
     message = str(raised.value)
     assert "6 of 100 rows (6.0%)" in message and "max_bad_share=5.0%" in message
     assert "4 media not found, 2 empty answer; most of them in b.csv" in message
-    assert "\n" not in message and "raise max_bad_share" in message
+    assert "\n" not in message and "--override max_bad_share" in message
 
 
 def test_a_file_that_gives_nothing_stops_the_run_however_small_its_share():

@@ -39,7 +39,8 @@ def test_overrides_are_read_as_people_mean_them():
     [
         ("learning_rate", "field=value"),
         ("lr=1", "no field 'lr'; known are trains, learning_rate"),
-        ("learning_rate=fast", "recipe tiny, stage 2"),
+        ("learning_rate=fast", "learning_rate='fast' must be a number"),
+        ("trains=foo", "trains=..foo.. must"),
         ("learning_rate=-1", "learning_rate=-1 must be more than 0"),
         ("trains=[head]", "must name some of projector"),
         ("precision=fp8", "bf16, fp32"),

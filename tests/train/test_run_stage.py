@@ -86,6 +86,16 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(start, data, tmp_p
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+def test_a_run_does_not_go_on_under_other_settings(start, data, tmp_path, capsys):
+    assert run("2", start, data / "questions.json", tmp_path / "run") == 0
+    assert run("2", start, data / "questions.json", tmp_path / "run", "--override", "learning_rate=1e-5") == 2
+    assert "learning_rate was 0.001, is 1e-05" in capsys.readouterr().err
+    rows = json.loads((data / "questions.json").read_text())[:-1]
+    (data / "questions.json").write_text(json.dumps(rows))
+    assert run("2", start, data / "questions.json", tmp_path / "run") == 2
+    assert "the data are others" in capsys.readouterr().err
+
+
 def test_lora_leaves_an_adapter_and_a_whole_model(start, data, tmp_path):
     words = ("--override", "lora_rank=4", "--override", "trains=[projector, language_model]")
     assert run("2", start, data / "questions.json", tmp_path / "lora", *words) == 0
@@ -114,6 +124,8 @@ def test_what_was_left_out_is_listed(start, data, tmp_path, caplog):
         (("--data", "missing.json"), "missing.json"),
         (("--override", "max_bad_share=-1"), "max_bad_share"),
         (("--batch-size", "3"), "cannot be made of 1 devices"),
+        (("--batch-size", "0"), "at least 1"),
+        (("--init-from", "/no/such/folder"), "no such folder"),
     ],
 )
 def test_bad_input_is_one_line(start, data, tmp_path, capsys, words, message):
