@@ -99,8 +99,8 @@ class CheckpointPlan:
             f"{longest:,}" if longest == shortest or len(set(self.segments[1:])) < 2 else f"{longest:,}..{shortest:,}"
         )
         lines = [
-            f"plan: {self.name}; {len(self.segments)} segments of {tokens} tokens, {len(self.groups)} groups of "
-            f"{self.layer_interval} of {self.num_layers} layers",
+            f"plan: {self.name}; {_count(len(self.segments), 'segment')} of {tokens} tokens, "
+            f"{_count(len(self.groups), 'group')} of {self.layer_interval} of {self.num_layers} layers",
             f"states on the {self.states_on}"
             + (f", one in {self.segments_per_block} kept" if self.segments_per_block > 1 else "")
             + (f", boundaries on the {self.boundaries_on}" if len(self.groups) > 1 and self.keep_boundaries else "")
@@ -140,6 +140,10 @@ class CheckpointPlan:
     def length_counts(self) -> dict[int, int]:
         """How many segments there are of each length."""
         return Counter(self.segments)
+
+
+def _count(number: int, what: str) -> str:
+    return f"{number} {what}" + ("s" if number > 1 else "")
 
 
 def uniform(length: int, interval: int) -> tuple[int, ...]:

@@ -55,7 +55,8 @@ class PlanCosts:
         lines.append(f"host: {gib(self.host)}")
         if self.seconds is not None:
             ratio = self.seconds / self.plain_seconds
-            lines.append(f"time of layers and tower: {self.seconds:.3g} s, {ratio:.2f} of plain training")
+            taken = f"{self.seconds:.3g} s" if self.seconds < 3600 else f"{self.seconds / 3600:.1f} h"
+            lines.append(f"time of layers and tower: {taken}, {ratio:.2f} of plain training")
         return lines
 
 
