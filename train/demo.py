@@ -34,6 +34,7 @@ from modeling_video_ma2mba import (
 )
 from modeling_video_ma2mba.processing.frame_source import FrameSource
 from modeling_video_ma2mba.processing.video_reader import iter_frames
+from modeling_video_ma2mba.train.collator import IGNORE_INDEX, answer_positions
 from modeling_video_ma2mba.train.demo_questions import (
     NUM_FRAMES,
     Ask,
@@ -49,7 +50,6 @@ from modeling_video_ma2mba.train.demo_questions import (
     vocabulary,
 )
 
-IGNORE_INDEX = -100
 TRAIN_SEEDS, HELD_OUT_SEEDS = 500, 10  # of drawn clips; a seed gives none, one or two
 ASKED_PER_KIND = 4  # drawn clips of one scene that are asked about, and as many of two
 STEPS, BATCH_SIZE, LEARNING_RATE = 700, 24, 1.5e-3
@@ -164,7 +164,8 @@ class QuestionCollator:
         batch = dict(self.processor(text=texts, videos=[sample["frames"] for sample in samples], return_tensors="pt"))
         tokenizer = self.processor.tokenizer
         assistant = tokenizer.convert_tokens_to_ids("<|assistant|>")
-        batch["labels"] = answer_labels(batch["input_ids"], assistant, tokenizer.eos_token_id)
+        rows = [answer_positions(ids, assistant, tokenizer.eos_token_id) for ids in batch["input_ids"]]
+        batch["labels"] = batch["input_ids"].masked_fill(~torch.stack(rows), IGNORE_INDEX)
         return batch
 
 
@@ -176,21 +177,6 @@ def _conversation(turns: list[tuple[str, str]]) -> list[dict]:
         messages.append({"role": "assistant", "content": answer})
     messages[0]["content"].insert(0, {"type": "video"})
     return messages
-
-
-def answer_labels(input_ids: torch.Tensor, assistant_id: int, end_id: int) -> torch.Tensor:
-    """Return labels (B, T): the words of each answer and its end token; everything else is ignored.
-
-    An answer begins behind `assistant_id` and ends with the next `end_id`. Padding may be the end token too.
-    """
-    labels = torch.full_like(input_ids, IGNORE_INDEX)
-    for row, ids in enumerate(input_ids.tolist()):
-        is_answer = False
-        for position, token in enumerate(ids):
-            if is_answer:
-                labels[row, position] = token
-            is_answer = token == assistant_id or (is_answer and token != end_id)
-    return labels
 
 
 def train(model, processor, clips: Sequence[DemoClip], output: Path, seed: int, steps: int) -> None:

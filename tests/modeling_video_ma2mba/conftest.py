@@ -8,13 +8,10 @@ one, step sizes reach 1, so that a state or a parameter that is forgotten shows.
 import os
 import subprocess
 import sys
-import weakref
 from pathlib import Path
 
 import pytest
 import torch
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
 from modeling_video_ma2mba import (
     Ma2mbaConfig,
@@ -22,6 +19,7 @@ from modeling_video_ma2mba import (
     VideoMa2mbaConfig,
     VideoMa2mbaForConditionalGeneration,
 )
+from modeling_video_ma2mba.live_memory import MemoryMeter
 
 ROOT = Path(__file__).resolve().parents[2]
 IMAGE, VIDEO = 97, 98
@@ -197,37 +195,12 @@ def pad():
     return build
 
 
-class _LiveBytes(TorchDispatchMode):
-    """Counts the bytes of tensors made inside the context and still alive; `peak` is the most at any time."""
-
-    def __init__(self):
-        super().__init__()
-        self.live = self.peak = 0
-        self.known = weakref.WeakSet()
-
-    def _forget(self, size):
-        self.live -= size
-
-    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
-        given = {t.untyped_storage().data_ptr() for t in tree_leaves((args, kwargs or {})) if torch.is_tensor(t)}
-        out = func(*args, **(kwargs or {}))
-        for tensor in tree_leaves(out):
-            if torch.is_tensor(tensor):
-                storage = tensor.untyped_storage()
-                if storage.data_ptr() not in given and storage not in self.known:
-                    self.known.add(storage)
-                    self.live += storage.nbytes()
-                    weakref.finalize(storage, self._forget, storage.nbytes())
-        self.peak = max(self.peak, self.live)
-        return out
-
-
 @pytest.fixture
 def peak_bytes():
     """`peak_bytes(function)` -> the most bytes of new tensors alive at once while `function()` runs."""
 
     def measure(function):
-        with _LiveBytes() as tracker:
+        with MemoryMeter(torch.device("cpu")) as tracker:
             result = function()
         del result
         return tracker.peak
@@ -240,7 +213,7 @@ def kept_bytes():
     """`kept_bytes(function)` -> the bytes of new tensors still alive when `function()` has returned its result."""
 
     def measure(function):
-        with _LiveBytes() as tracker:
+        with MemoryMeter(torch.device("cpu")) as tracker:
             result = function()
             kept = tracker.live
         del result
