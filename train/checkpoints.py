@@ -1,12 +1,13 @@
 """Which checkpoint to go on from: the newest that was written to its end.
 
-The Trainer writes a folder file by file, `trainer_state.json` last. A run that is killed while it saves leaves a
-folder that looks like a checkpoint and is none.
+The Trainer writes a folder file by file, `trainer_state.json` last; other processes than the first write their own
+random state meanwhile. A run that is killed while it saves leaves a folder that looks like a checkpoint and is none.
 """
 
 import json
 import logging
 import re
+import zipfile
 from pathlib import Path
 
 from safetensors import SafetensorError, safe_open
@@ -29,10 +30,15 @@ def last_complete_checkpoint(output_dir: str | Path, world_size: int = 1) -> Pat
     return None
 
 
+def read_state(folder: Path) -> dict:
+    """Return the Trainer's state of a checkpoint: `global_step`, `max_steps`, ..."""
+    return json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))
+
+
 def what_is_missing(folder: Path, world_size: int = 1) -> str | None:
     """Return why a checkpoint folder is not complete, None if it is."""
     try:
-        step = json.loads((folder / "trainer_state.json").read_text(encoding="utf-8"))["global_step"]
+        step = read_state(folder)["global_step"]
     except (OSError, ValueError, KeyError, TypeError):
         return "no trainer_state.json, which is written last"
     if folder.name != f"checkpoint-{step}":
@@ -41,6 +47,9 @@ def what_is_missing(folder: Path, world_size: int = 1) -> str | None:
     for name in ("scheduler.pt", *states):
         if not (folder / name).is_file():
             return f"no {name}"
+    for path in folder.glob("*.pt*"):  # torch writes zip files, their directory last
+        if not zipfile.is_zipfile(path):
+            return f"{path.name} is cut off"
     weights = sorted(folder.glob("*.safetensors"))
     if not weights:
         return "no weights"

@@ -5,25 +5,20 @@ Every media file is opened and its length read; nothing is decoded further.
 
 import statistics
 from dataclasses import dataclass, field
-from pathlib import Path
 
 import torch
-from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 from transformers import AutoConfig, AutoProcessor
 
 from modeling_video_ma2mba.checkpoint_analytic import analytic_costs
 from modeling_video_ma2mba.checkpoint_planner import find_plan
 from modeling_video_ma2mba.checkpoint_predict import gib
-from modeling_video_ma2mba.processing.frame_sampling import sample_times
-from modeling_video_ma2mba.processing.video_errors import VideoReadError
-from modeling_video_ma2mba.processing.video_reader import probe
 from modeling_video_ma2mba.train.collator import SampleCollator
 from modeling_video_ma2mba.train.data_report import DataReport
-from modeling_video_ma2mba.train.media_index import EXTENSIONS
 from modeling_video_ma2mba.train.readers import read_data
 from modeling_video_ma2mba.train.recipes import Recipe
-from modeling_video_ma2mba.train.samples import Media, Sample, grouped
+from modeling_video_ma2mba.train.sample_lengths import measure
+from modeling_video_ma2mba.train.samples import Sample, grouped
 
 
 @dataclass
@@ -81,21 +76,16 @@ def check_data(data: list[str], recipe: Recipe, model: str) -> DataCheck:
     if recipe.stage == "2":
         samples = grouped(samples, report)
     found = DataCheck(rows=report.summary())
-    seconds = {}
-    for sample in tqdm(samples, desc="opening media", unit="sample"):
-        try:
-            frames = _frames(sample, recipe, seconds)
-        except (VideoReadError, UnidentifiedImageError, OSError, ValueError) as error:
-            found.bad[", ".join(str(media.path) for media in sample.media)] = str(error)
+    most = 0
+    for sample, length in zip(samples, measure(samples, recipe, collator), strict=True):
+        if length.problem is not None:
+            found.bad[", ".join(str(media.path) for media in sample.media)] = length.problem
             continue
-        placeholders = len(sample.media)
-        ids = processor.tokenizer(collator.text(sample), add_special_tokens=False)["input_ids"]
-        length = len(ids) - placeholders + frames * processor.tokens_per_frame
-        if not found.lengths or length > max(found.lengths):
-            found.longest = sample
-        found.lengths.append(length)
-        found.frames += frames
-        found.seconds += sum(_span(media, seconds) for media in sample.media if media.kind != "image")
+        if length.tokens > most:
+            most, found.longest = length.tokens, sample
+        found.lengths.append(length.tokens)
+        found.frames += length.frames
+        found.seconds += length.seconds
     return found
 
 
@@ -115,40 +105,3 @@ def memory_line(found: DataCheck, recipe: Recipe, model: str, budget: int | None
     size = f"{gib(plan.predicted.device)} on the device ({plan.predicted.source})"
     what = "the least that would do" if budget is None else f"within {gib(budget)}"
     return f"the longest sample, {what}: {size}, plan {plan.name!r}"
-
-
-def _frames(sample: Sample, recipe: Recipe, seconds: dict[Path, float]) -> int:
-    """Return how many frames a sample has as the decoder would sample them."""
-    limit = None if recipe.max_frames is None else max(1, recipe.max_frames // len(sample.media))
-    total = 0
-    for media in sample.media:
-        duration = _duration(media, seconds)
-        if media.kind == "image":
-            total += 1
-            continue
-        sampling = {"fps": recipe.fps, "max_frames": limit, "start": media.start or 0.0, "end": media.end}
-        count = len(sample_times(duration, **sampling))
-        if not count:
-            raise ValueError(f"{media.path}: no frame between {media.start} and {media.end} s of {duration:.1f} s")
-        total += count
-    return total
-
-
-def _duration(media: Media, seconds: dict[Path, float]) -> float:
-    """Return the seconds of a medium; its file is opened once."""
-    if media.path not in seconds:
-        if media.kind == "video":
-            seconds[media.path] = probe(media.path).duration
-        elif media.kind == "frames":
-            names = [path for path in media.path.iterdir() if path.suffix.lower() in EXTENSIONS["image"]]
-            seconds[media.path] = len(names) / media.fps
-        else:
-            with Image.open(media.path) as image:
-                image.verify()
-            seconds[media.path] = 0.0
-    return seconds[media.path]
-
-
-def _span(media: Media, seconds: dict[Path, float]) -> float:
-    end = seconds[media.path] if media.end is None else min(media.end, seconds[media.path])
-    return max(0.0, end - (media.start or 0.0))

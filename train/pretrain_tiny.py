@@ -1,4 +1,4 @@
-"""Pre-train the parts of the small model that ships with the project: what CLIP and Mamba-2 weights are to a large one.
+"""Pre-train the parts of the small model that ships with the project, in place of CLIP and Mamba-2 weights.
 
     python train/pretrain_tiny.py --output runs/tiny/start
 

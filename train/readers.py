@@ -15,8 +15,10 @@ import itertools
 import os
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
+from typing import Any
 
+from modeling_video_ma2mba.train.annotation_files import csv_rows, json_rows, read_json
 from modeling_video_ma2mba.train.data_report import BadRow, DataReport
 from modeling_video_ma2mba.train.media_index import MediaIndex, name_without_ending
 from modeling_video_ma2mba.train.mixtures import Draw, drawn, read_mixture
@@ -32,6 +34,8 @@ from modeling_video_ma2mba.train.read_webvid import read_webvid
 from modeling_video_ma2mba.train.samples import Sample
 
 STAGES = ("1", "1.5", "2")
+_ROWS = {".csv": csv_rows, ".jsonl": json_rows}
+_VIDEO_KEYS = ("video", "video_name", "video_id", "videoID", "video_path", "video_uid", "q_uid", "vid")
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,9 +172,21 @@ def _draw_part(part: DataPart, media: MediaIndex, report: DataReport, seed: str)
 
 
 def read_id_list(path: str | os.PathLike) -> frozenset[str]:
-    """Return the ids of a text file, one on each line."""
+    """Return the videos that a file names: text with one on each line, or an evaluation's csv, json or jsonl.
+
+    Raises:
+        ValueError: the file cannot be read, or names no video.
+    """
+    path = Path(path)
+    ending = path.suffix.lower()
+    if ending in (".csv", ".json", ".jsonl"):
+        rows = read_json(path) if ending == ".json" else [row for _, row in _ROWS[ending](path, ())]
+        ids = frozenset(PurePosixPath(str(name)).name for name in _videos_in(rows))
+        if not ids:
+            raise ValueError(f"{path}: names no video; in {ending} files they stand under {', '.join(_VIDEO_KEYS)}")
+        return ids
     try:
-        lines = Path(path).read_text(encoding="utf-8-sig").splitlines()
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
     except (OSError, UnicodeDecodeError) as error:
         raise ValueError(
             f"{path}: cannot be read as a list of ids ({error}); give a text file, one id a line"
@@ -179,6 +195,15 @@ def read_id_list(path: str | os.PathLike) -> frozenset[str]:
     if not ids:
         raise ValueError(f"{path}: holds no ids; give a text file with one id on each line")
     return ids
+
+
+def _videos_in(rows: Any) -> Iterator[Any]:
+    if isinstance(rows, dict):
+        yield from (rows[key] for key in _VIDEO_KEYS if isinstance(rows.get(key), (str, int)))
+        rows = rows.values()
+    if not isinstance(rows, (str, bytes)) and isinstance(rows, Iterable):
+        for row in rows:
+            yield from _videos_in(row)
 
 
 def decontaminate(samples: Iterable[Sample], ids: Collection[str], report: DataReport) -> Iterator[Sample]:

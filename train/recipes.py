@@ -104,6 +104,11 @@ def recipe_names() -> list[str]:
     return list(_file()["recipes"])
 
 
+def recipe_fields() -> list[str]:
+    """Return the names of the fields that `load_recipe` overrides."""
+    return [field.name for field in dataclasses.fields(Recipe)][2:]
+
+
 def load_recipe(name: str, stage: str, overrides: list[str] = ()) -> Recipe:
     """Return a recipe of recipes.yaml, with `overrides` such as "learning_rate=2e-5" or "trains=[projector]".
 
@@ -121,10 +126,10 @@ def load_recipe(name: str, stage: str, overrides: list[str] = ()) -> Recipe:
         if not equals:
             raise ValueError(f"--override {override!r}: write it as field=value")
         fields[key.strip()] = _value(override, value)
-    known = [field.name for field in dataclasses.fields(Recipe)]
-    unknown = sorted(set(fields) - set(known[2:]))
+    unknown = sorted(set(fields) - set(recipe_fields()))
     if unknown:
-        raise ValueError(f"a recipe has no field {', '.join(map(repr, unknown))}; known are {', '.join(known[2:])}")
+        known = ", ".join(recipe_fields())
+        raise ValueError(f"a recipe has no field {', '.join(map(repr, unknown))}; known are {known}")
     for key in ("trains", "betas"):
         value = fields.get(key, Recipe.betas if key == "betas" else ())
         fields[key] = (value,) if isinstance(value, (str, int, float)) else tuple(value)

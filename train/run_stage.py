@@ -6,8 +6,7 @@ A run that was stopped goes on from its newest complete checkpoint when it is st
 """
 
 import argparse
-import hashlib
-import json
+import functools
 import os
 import shutil
 import sys
@@ -15,17 +14,20 @@ from importlib.util import find_spec
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor, set_seed
+from transformers import AutoModelForImageTextToText, AutoProcessor, TrainingArguments, set_seed
 
-from modeling_video_ma2mba.environment import describe_environment
-from modeling_video_ma2mba.train.checkpoints import last_complete_checkpoint
+from modeling_video_ma2mba.train.checkpoints import last_complete_checkpoint, read_state
 from modeling_video_ma2mba.train.collator import SampleCollator
 from modeling_video_ma2mba.train.data_report import DataReport
 from modeling_video_ma2mba.train.lora import add_lora
 from modeling_video_ma2mba.train.parameter_groups import set_trained_parts
-from modeling_video_ma2mba.train.readers import read_data
-from modeling_video_ma2mba.train.recipes import Recipe, load_recipe, recipe_names, training_arguments
-from modeling_video_ma2mba.train.samples import Sample, grouped
+from modeling_video_ma2mba.train.readers import parse_data_argument, read_id_list
+from modeling_video_ma2mba.train.recipes import Recipe, load_recipe, recipe_fields, recipe_names, training_arguments
+from modeling_video_ma2mba.train.run_record import check_same_run, describe_run, is_finished, write_run
+from modeling_video_ma2mba.train.sample_lengths import read_lengths, write_lengths
+from modeling_video_ma2mba.train.samples import Sample
+from modeling_video_ma2mba.train.stage_data import load_samples, measured, stream_samples
+from modeling_video_ma2mba.train.streaming import DecodingCollator, StreamingSet
 from modeling_video_ma2mba.train.trainer import VideoMa2mbaTrainer
 from modeling_video_ma2mba.train.training_set import MediaDecoder, TrainingSet
 
@@ -48,10 +50,30 @@ def main(stage: str, argv: list[str] | None = None) -> int:
 
 
 def _parser(stage: str) -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=f"Stage {stage}, {_PURPOSES[stage]}.")
+    parser = argparse.ArgumentParser(
+        description=f"Stage {stage}, {_PURPOSES[stage]}.", epilog=f"Fields of a recipe: {', '.join(recipe_fields())}."
+    )
     parser.add_argument("--recipe", required=True, choices=recipe_names(), help="settings, see train/recipes.yaml")
-    parser.add_argument("--override", action="append", default=[], metavar="FIELD=VALUE", help="change one of them")
+    parser.add_argument(
+        "--override", action="append", default=[], metavar="FIELD=VALUE", help="change one of them, see below"
+    )
     parser.add_argument("--data", action="append", required=True, help="data, see `video-ma2mba data --help`")
+    parser.add_argument(
+        "--exclude",
+        action="append",
+        default=[],
+        metavar="FILE",
+        help="videos not to train on, such as those of an evaluation: text with a name a line, or its csv or json",
+    )
+    parser.add_argument(
+        "--streaming", action="store_true", help="read rows one by one and hold none; needs max_steps, see README"
+    )
+    parser.add_argument(
+        "--shuffle-buffer",
+        type=int,
+        default=1000,
+        help="samples of a stream that are shuffled at a time (default: %(default)s)",
+    )
     parser.add_argument(
         "--init-from", required=True, help="model folder: a converted one, or an earlier stage's output"
     )
@@ -74,22 +96,26 @@ def _parser(stage: str) -> argparse.ArgumentParser:
 def run(stage: str, options: argparse.Namespace) -> None:
     """Train one stage and write the model, the log and everything needed to repeat it to `--output`."""
     recipe = load_recipe(options.recipe, stage, options.override)
+    check_options(options, recipe)
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
     world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
 
-    if not Path(options.init_from).exists() and options.init_from.startswith((".", "/", "~")):
-        raise ValueError(f"--init-from {options.init_from}: no such folder")
+    excluded = frozenset().union(*map(read_id_list, options.exclude))
     report = DataReport()
     try:
-        samples = load_samples(options.data, recipe, report)
+        samples = None if options.streaming else load_samples(options.data, recipe, report, excluded)
     finally:
-        if rank == 0:
+        if rank == 0 and not options.streaming:
             report.write(output / "left_out_rows.jsonl")
+    manifest = describe_run(recipe, options, samples, world_size)
+    if any(output.glob("checkpoint-*")):
+        check_same_run(output, manifest)
+    if is_finished(output):
+        if rank == 0:
+            print(f"already finished; the model is in {output}")
+        return
     checkpoint = last_complete_checkpoint(output, world_size)
-    manifest = describe_run(recipe, options, samples)
-    if checkpoint is not None:
-        check_same_run(output / "run.json", manifest)
     set_seed(recipe.seed)
     processor = AutoProcessor.from_pretrained(options.init_from)
     model = AutoModelForImageTextToText.from_pretrained(options.init_from, dtype=torch.float32)
@@ -98,8 +124,9 @@ def run(stage: str, options: argparse.Namespace) -> None:
         model = add_lora(model, recipe)
 
     if rank == 0:
-        (output / "run.json").write_text(json.dumps(manifest, indent=1) + "\n", encoding="utf-8")
-        print(report.summary())
+        write_run(output, manifest)
+        if not options.streaming:
+            print(report.summary())
     frames = output / f"frames-{rank}"
     shutil.rmtree(frames, ignore_errors=True)  # of a run that was killed
     frames.mkdir()
@@ -116,17 +143,33 @@ def run(stage: str, options: argparse.Namespace) -> None:
         dataloader_num_workers=options.workers,
         use_cpu=options.device == "cpu",
         ddp_find_unused_parameters=False,
+        ignore_data_skip=options.streaming,  # a stream skips by itself, without decoding
     )
+    collator, bad_list = SampleCollator(processor), output / "left_out_media.jsonl"
+    if samples is None:
+        start = 0 if checkpoint is None else read_state(checkpoint)["global_step"] * recipe.global_batch_size
+        bad_rows = output / "left_out_rows.jsonl" if rank == 0 else None
+        read = functools.partial(stream_samples, options.data, recipe, excluded, bad_rows)
+        at_once = options.batch_size * world_size
+        data = StreamingSet(read, at_once, options.shuffle_buffer, recipe.seed, start)
+        collator = DecodingCollator(decoder, collator, bad_list)
+    else:
+        is_new = checkpoint is None
+        samples, tokens = with_lengths(samples, recipe, arguments, collator, output, is_new)
+        data = TrainingSet(samples, decoder, bad_list, recipe.max_bad_share, tokens)
     trainer = VideoMa2mbaTrainer(
         model=model,
         args=arguments,
-        train_dataset=TrainingSet(samples, decoder, output / "left_out_media.jsonl", recipe.max_bad_share),
-        data_collator=SampleCollator(processor),
+        train_dataset=data,
+        data_collator=collator,
         processing_class=processor,
         recipe=recipe,
     )
     try:
-        trainer.train(resume_from_checkpoint=checkpoint)
+        if checkpoint is not None and is_over(checkpoint):
+            trainer._load_from_checkpoint(str(checkpoint))  # `train` would go on to the end of the epoch
+        else:
+            trainer.train(resume_from_checkpoint=checkpoint)
     finally:
         shutil.rmtree(frames, ignore_errors=True)
     if recipe.lora_rank is not None:
@@ -134,59 +177,63 @@ def run(stage: str, options: argparse.Namespace) -> None:
             model.save_pretrained(output / "adapter")
         trainer.model = model.merge_and_unload()
     trainer.save_model(str(output))
+    if rank == 0:
+        write_run(output, manifest, finished=True)
+
+
+def check_options(options: argparse.Namespace, recipe: Recipe) -> None:
+    """Refuse what cannot be run before anything is read.
+
+    Raises:
+        ValueError: naming the option, what it may be and what to do.
+    """
+    if not Path(options.init_from).exists() and options.init_from.startswith((".", "/", "~")):
+        raise ValueError(f"--init-from {options.init_from}: no such folder")
+    if not options.save_steps > 0:
+        raise ValueError(
+            f"--save-steps {options.save_steps:g}: give a number of steps, 1 or more, or a share of the run above 0"
+        )
+    if options.streaming and recipe.max_steps is None:
+        raise ValueError("--streaming: how many rows there are is not known; add --override max_steps=...")
+    if options.shuffle_buffer < 1:
+        raise ValueError(f"--shuffle-buffer {options.shuffle_buffer}: at least 1, which keeps the order of the rows")
+    for argument in options.data:
+        parse_data_argument(argument)
+
+
+def with_lengths(
+    samples: list[Sample],
+    recipe: Recipe,
+    arguments: TrainingArguments,
+    collator: SampleCollator,
+    output: Path,
+    is_new: bool,
+) -> tuple[list[Sample], list[int]]:
+    """Return the samples whose media can be opened, and their tokens; one process of a machine looks.
+
+    A run that goes on keeps the order of its samples, and so their lengths, even if media have changed.
+
+    Raises:
+        ValueError: no sample is left. RuntimeError: too many have bad media.
+    """
+    path, bad_list = output / "lengths.jsonl", output / "left_out_media.jsonl"
+    with arguments.main_process_first(desc="measuring samples"):
+        if arguments.local_process_index == 0 and (is_new or not path.is_file()):
+            write_lengths(path, measured(samples, recipe, collator, bad_list))
+    lengths = read_lengths(path)
+    usable = [(sample, one.tokens) for sample, one in zip(samples, lengths, strict=True) if one.problem is None]
+    if not usable:
+        raise ValueError(f"none of {len(samples)} samples can be used; see {bad_list}")
+    return [sample for sample, _ in usable], [tokens for _, tokens in usable]
+
+
+def is_over(checkpoint: Path) -> bool:
+    """Return whether a checkpoint is of the last step of its run."""
+    state = read_state(checkpoint)
+    return state["global_step"] >= state["max_steps"]
 
 
 def _reporters(name: str) -> list[str]:
     if name != "auto":
         return [] if name == "none" else [name]
     return ["tensorboard"] if find_spec("tensorboard") else []
-
-
-def load_samples(data: list[str], recipe: Recipe, report: DataReport) -> list[Sample]:
-    """Return all samples of the `--data` arguments; in stage 2 those about one video are joined.
-
-    Raises:
-        ValueError: too many rows are bad, or nothing is left.
-    """
-    samples = list(read_data(data, recipe.stage, report, recipe.seed))
-    report.check_limit(recipe.max_bad_share)
-    if recipe.stage == "2":
-        samples = grouped(samples, report)
-    if not samples:
-        raise ValueError(f"no sample in {', '.join(data)}")
-    return samples
-
-
-def describe_run(recipe: Recipe, options: argparse.Namespace, samples: list[Sample]) -> dict:
-    """Return what is run: the resolved recipe, options, versions, and the data by number and content."""
-    described = [repr(sample.pieces) for sample in samples]
-    return {
-        "recipe": recipe.as_dict(),
-        "options": vars(options),
-        "versions": {what: choice for what, choice, _ in describe_environment()},
-        "data": {
-            "arguments": options.data,
-            "samples": len(samples),
-            "sha256": hashlib.sha256("\n".join(described).encode()).hexdigest(),
-        },
-    }
-
-
-def check_same_run(path: Path, manifest: dict) -> None:
-    """Refuse to go on with a run under other settings: optimizer and schedule would keep the old ones.
-
-    Raises:
-        ValueError: naming what differs from `run.json`.
-    """
-    if not path.is_file():
-        return
-    earlier = json.loads(path.read_text(encoding="utf-8"))
-    old, new = earlier.get("recipe", {}), manifest["recipe"]
-    differing = [f"{key} was {old.get(key)!r}, is {new[key]!r}" for key in new if old.get(key) != new[key]]
-    if earlier.get("data", {}).get("sha256") != manifest["data"]["sha256"]:
-        differing.append("the data are others")
-    if differing:
-        raise ValueError(
-            f"{path.parent} holds a run with other settings ({'; '.join(differing)}): go on with the same ones, or "
-            "choose another --output (with --init-from a checkpoint's folder to start from its weights)"
-        )

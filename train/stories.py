@@ -37,7 +37,7 @@ def tell_story(seed: Sequence[int], num_frames: int, size: int, questions: int) 
 
 
 class StoryCollator:
-    """Makes a batch of one list of stories: the story stands where a video would, and both it and the answers count."""
+    """Makes a batch of one list of stories; the story stands where a video would, and story and answers count."""
 
     def __init__(self, processor: VideoMa2mbaProcessor):
         self.processor = processor

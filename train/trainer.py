@@ -7,14 +7,16 @@ import time
 
 import torch
 from torch import nn
+from torch.utils.data import IterableDataset
 from transformers import Trainer
 
+from modeling_video_ma2mba.train.length_sampler import LengthSampler
 from modeling_video_ma2mba.train.parameter_groups import check_master_weights, parameter_groups, part_of
 from modeling_video_ma2mba.train.recipes import Recipe
 
 
 class VideoMa2mbaTrainer(Trainer):
-    """Trains a `VideoMa2mbaForConditionalGeneration` by a `Recipe`.
+    """Trains a `VideoMa2mbaForConditionalGeneration` by a `Recipe`, samples of similar length in one step.
 
     Beside the Trainer's own numbers the log has `tokens_per_second`, `frames_per_second` (of this process),
     `peak_memory_gb` (GPU) and, of the last step, the gradient norm of each trained part before clipping.
@@ -23,7 +25,7 @@ class VideoMa2mbaTrainer(Trainer):
         recipe: learning rates and weight decay; everything else is in `args` (`recipes.training_arguments`).
 
     Raises:
-        ValueError: 16-bit weights without a master copy.
+        ValueError: 16-bit weights without a master copy; a stream of samples with `dispatch_batches`.
         FloatingPointError: in training, a loss or gradient that is not finite; names the first layer it comes from.
             Weights and checkpoints are those of the step before.
     """
@@ -31,6 +33,13 @@ class VideoMa2mbaTrainer(Trainer):
     def __init__(self, *args, recipe: Recipe, **kwargs):
         super().__init__(*args, **kwargs)
         self.recipe = recipe
+        config = self.args.accelerator_config
+        if isinstance(self.train_dataset, IterableDataset) and config.dispatch_batches is not False:
+            raise ValueError(
+                f"dispatch_batches={config.dispatch_batches} with a stream of samples: the first process would read "
+                "all batches and slice lists of frames as if they were tensors; pass "
+                'TrainingArguments(accelerator_config={"dispatch_batches": False})'
+            )
         check_master_weights(self.model, has_master_copy=self.is_deepspeed_enabled)
         self._read = {"tokens": 0, "frames": 0}
         self._since = time.perf_counter()
@@ -43,6 +52,14 @@ class VideoMa2mbaTrainer(Trainer):
             self.optimizer = kind(groups, **kwargs)
             self._report_optimizer_size(groups)
         return self.optimizer
+
+    def _get_train_sampler(self, train_dataset=None):
+        """Group the samples of a data set with an attribute `lengths` by length."""
+        lengths = getattr(self.train_dataset if train_dataset is None else train_dataset, "lengths", None)
+        if lengths is None:
+            return super()._get_train_sampler(train_dataset)
+        size = self.args.train_batch_size * self.args.gradient_accumulation_steps * self.args.world_size
+        return LengthSampler(lengths, size, self.args.seed, lambda: self.state.global_step)
 
     def _report_optimizer_size(self, groups) -> None:
         """Tell the checkpoint planner what the optimizer will hold on this device."""

@@ -104,12 +104,22 @@ class TrainingSet(Dataset):
         decode: a `MediaDecoder`.
         bad_list: JSON lines file that names what was left out: `{"id", "source", "path", "reason"}`.
         max_bad_share: more than this share of bad samples, counted by each worker on its own, stops the run.
+        lengths: tokens of each sample, by which the Trainer groups them; None: it does not.
     """
 
-    def __init__(self, samples: Sequence[Sample], decode: MediaDecoder, bad_list: str | Path, max_bad_share: float):
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        decode: MediaDecoder,
+        bad_list: str | Path,
+        max_bad_share: float,
+        lengths: Sequence[int] | None = None,
+    ):
         if not samples:
             raise ValueError("no sample to train on")
-        self.samples, self.decode = samples, decode
+        if lengths is not None and len(lengths) != len(samples):
+            raise ValueError(f"{len(lengths)} lengths for {len(samples)} samples: one for each is needed")
+        self.samples, self.decode, self.lengths = samples, decode, lengths
         self.bad_list, self.max_bad_share = Path(bad_list), max_bad_share
         self.seen = self.bad = 0
 
@@ -128,19 +138,30 @@ class TrainingSet(Dataset):
 
     def _note(self, sample: Sample, error: Exception) -> None:
         self.bad += 1
-        paths = ", ".join(str(media.path) for media in sample.media[:3])
-        entry = {"id": sample.id, "source": sample.source, "path": paths, "reason": str(error)}
-        # One write of one line: workers append to the same file.
-        descriptor = os.open(self.bad_list, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
-        try:
-            os.write(descriptor, (json.dumps(entry) + "\n").encode())
-        finally:
-            os.close(descriptor)
-        if self.seen >= _ENOUGH and self.bad > self.max_bad_share * self.seen:
-            raise RuntimeError(
-                f"{self.bad} of {self.seen} samples could not be read, more than max_bad_share={self.max_bad_share}; "
-                f"the last: {paths}: {error}. All are listed in {self.bad_list}"
-            )
+        list_bad(self.bad_list, sample, str(error))
+        check_bad_share(self.bad, self.seen, self.max_bad_share, self.bad_list)
+
+
+def list_bad(path: Path, sample: Sample, reason: str) -> None:
+    """Append a sample that cannot be used to a JSON lines file."""
+    paths = ", ".join(str(media.path) for media in sample.media[:3])
+    entry = {"id": sample.id, "source": sample.source, "path": paths, "reason": reason}
+    # One write of one line: workers append to the same file.
+    descriptor = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_APPEND)
+    try:
+        os.write(descriptor, (json.dumps(entry) + "\n").encode())
+    finally:
+        os.close(descriptor)
+
+
+def check_bad_share(bad: int, seen: int, limit: float, path: Path) -> None:
+    """Raise RuntimeError if more than `limit` of the samples seen are bad, and there are enough to tell."""
+    if seen >= _ENOUGH and bad > limit * seen:
+        last = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
+        raise RuntimeError(
+            f"{bad} of {seen} samples could not be read, more than max_bad_share={limit}; "
+            f"the last: {last['path']}: {last['reason']}. All are listed in {path}"
+        )
 
 
 def _folder_frames(media: Media, fps: float, limit: int | None) -> Iterator[np.ndarray]:

@@ -18,7 +18,7 @@ def write(tmp_path):
         names = ["optimizer.pt", "scheduler.pt"]
         names += ["rng_state.pth"] if ranks == 1 else [f"rng_state_{rank}.pth" for rank in range(ranks)]
         for name in names:
-            (folder / name).write_bytes(b"x")
+            torch.save({"x": torch.ones(100)}, folder / name)
         (folder / "trainer_state.json").write_text(json.dumps({"global_step": step}))
         for name in without:
             (folder / name).unlink()
@@ -47,6 +47,14 @@ def test_cut_files_are_recognised(write, tmp_path):
     weights.write_bytes(weights.read_bytes()[:500])
     (write(6) / "trainer_state.json").write_text('{"global_st')
     (write(8) / "trainer_state.json").write_text('{"global_step": 7}')
+    assert last_complete_checkpoint(tmp_path) == whole
+
+
+@pytest.mark.parametrize("name", ["optimizer.pt", "scheduler.pt", "rng_state.pth"])
+def test_cut_states_are_recognised(write, tmp_path, name):
+    whole = write(2)
+    path = write(4) / name
+    path.write_bytes(path.read_bytes()[:-200])
     assert last_complete_checkpoint(tmp_path) == whole
 
 

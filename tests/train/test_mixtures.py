@@ -204,3 +204,23 @@ def test_videos_of_evaluations_are_taken_out(tmp_path):
         (tmp_path / "ids.txt").write_bytes(content)
         with pytest.raises(ValueError, match=message):
             read_id_list(tmp_path / "ids.txt")
+
+
+@pytest.mark.parametrize(
+    "name, text",
+    [
+        ("mc.csv", "video,question\n4010069381,why\nv_ab.mp4,who\n"),
+        ("qa.json", '[{"video_name": "4010069381", "q": 1}, {"video": "clips/v_ab.mp4"}]'),
+        ("qa.jsonl", '{"video_id": 4010069381}\n{"videoID": "v_ab.mp4"}\n'),
+        ("mc.json", '{"a": {"metadata": {"video_id": "4010069381"}}, "b": {"metadata": {"video_id": "v_ab.mp4"}}}'),
+    ],
+)
+def test_evaluations_name_their_videos(tmp_path, name, text):
+    (tmp_path / name).write_text(text)
+    assert read_id_list(tmp_path / name) == {"4010069381", "v_ab.mp4"}
+
+
+def test_an_evaluation_without_videos_is_refused(tmp_path):
+    (tmp_path / "qa.csv").write_text("question\nwhy\n")
+    with pytest.raises(ValueError, match=r"names no video; in \.csv files they stand under video, "):
+        read_id_list(tmp_path / "qa.csv")

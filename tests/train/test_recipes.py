@@ -71,5 +71,5 @@ def test_the_global_batch_is_kept_for_any_number_of_devices():
 def test_arguments_carry_the_recipe(tmp_path):
     arguments = training_arguments(load_recipe("tiny", "2"), str(tmp_path), 2, 1, use_cpu=True, report_to=[])
     assert arguments.gradient_accumulation_steps == 4
-    assert arguments.get_warmup_steps(200) == 20
+    assert arguments.get_warmup_steps(200) == 10
     assert arguments.accelerator_config.dispatch_batches is False

@@ -89,11 +89,39 @@ def test_a_run_that_was_stopped_goes_on_as_if_it_had_not_been(start, data, tmp_p
 def test_a_run_does_not_go_on_under_other_settings(start, data, tmp_path, capsys):
     assert run("2", start, data / "questions.json", tmp_path / "run") == 0
     assert run("2", start, data / "questions.json", tmp_path / "run", "--override", "learning_rate=1e-5") == 2
-    assert "learning_rate was 0.001, is 1e-05" in capsys.readouterr().err
+    assert "learning_rate was 0.002, is 1e-05" in capsys.readouterr().err
     rows = json.loads((data / "questions.json").read_text())[:-1]
     (data / "questions.json").write_text(json.dumps(rows))
     assert run("2", start, data / "questions.json", tmp_path / "run") == 2
     assert "the data are others" in capsys.readouterr().err
+
+
+def test_a_finished_run_says_so_and_stays_as_it_is(start, data, tmp_path, capsys):
+    assert run("2", start, data / "questions.json", tmp_path / "run") == 0
+    before = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    capsys.readouterr()
+    assert run("2", start, data / "questions.json", tmp_path / "run") == 0
+    assert f"already finished; the model is in {tmp_path / 'run'}" in capsys.readouterr().out
+    after = {path: path.stat().st_mtime_ns for path in (tmp_path / "run").rglob("*")}
+    assert {p.name for p in before if before[p] != after[p]} <= {"run", "left_out_rows.jsonl"}
+
+
+@pytest.mark.parametrize("words", [(), ("--streaming",)])
+def test_excluded_videos_are_not_trained_on(start, data, tmp_path, capsys, words):
+    (tmp_path / "test.csv").write_text("video_name,question\n3,who\nfolder/5.mp4,what\n")
+    words = ("--exclude", str(tmp_path / "test.csv"), *words)
+    # Videos that cannot be read are listed if they are touched.
+    (data / "3.mp4").write_bytes(b"no video")
+    (data / "5.mp4").write_bytes(b"no video")
+    assert run("2", start, data / "questions.json", tmp_path / "run", *words) == 0
+    assert "left out on request: 4 samples, in the list of excluded ids" in capsys.readouterr().out
+    assert not (tmp_path / "run" / "left_out_media.jsonl").exists()
+
+
+def test_help_names_the_fields_of_a_recipe(capsys):
+    with pytest.raises(SystemExit):
+        main("2", ["--help"])
+    assert "vision_learning_rate" in capsys.readouterr().out
 
 
 def test_lora_leaves_an_adapter_and_a_whole_model(start, data, tmp_path):
@@ -126,6 +154,10 @@ def test_what_was_left_out_is_listed(start, data, tmp_path, caplog):
         (("--batch-size", "3"), "cannot be made of 1 devices"),
         (("--batch-size", "0"), "at least 1"),
         (("--init-from", "/no/such/folder"), "no such folder"),
+        (("--save-steps", "0"), "--save-steps 0: give a number of steps"),
+        (("--streaming", "--override", "max_steps=null"), "add --override max_steps="),
+        (("--streaming", "--shuffle-buffer", "0"), "--shuffle-buffer 0: at least 1"),
+        (("--exclude", "missing.txt"), "missing.txt"),
     ],
 )
 def test_bad_input_is_one_line(start, data, tmp_path, capsys, words, message):

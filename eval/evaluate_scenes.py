@@ -1,0 +1,136 @@
+"""Evaluate a model on generated videos with one held-out question each, beside controls that take the video away.
+
+    python train/make_synthetic_data.py evaluation --output data --count 2160
+    python eval/evaluate_scenes.py --model runs/demo/model --data data/evaluation.json --output results.json
+
+The controls: `blank` (as many frames of one grey), `shuffled` (the frames in a random order), `question-only` (no
+video at all); and the most frequent training answer to each form of question. What a model scores above the blind
+ones, it has seen.
+"""
+
+import argparse
+import json
+import sys
+from datetime import UTC, datetime
+from pathlib import Path
+
+# As in scene_answers.py, whose import takes seconds.
+CONTROLS = ("video", "blank", "shuffled", "question-only")
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Run the command; return the exit code: 0 done, 2 bad input."""
+    options = _parser().parse_args(argv)
+    try:
+        run(options)
+    except (ValueError, OSError, ImportError) as error:
+        # Some messages of transformers have several lines.
+        print(f"evaluate_scenes: error: {' '.join(str(error).split())}", file=sys.stderr)
+        return 2
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description="Evaluate a model on generated videos, beside blind controls.")
+    parser.add_argument("--model", type=Path, required=True, help="model folder")
+    parser.add_argument(
+        "--data", type=Path, required=True, help="evaluation.json of `make_synthetic_data.py evaluation`"
+    )
+    parser.add_argument("--output", type=Path, required=True, help="JSON file to write: settings, scores and answers")
+    parser.add_argument(
+        "--controls", nargs="+", choices=CONTROLS, default=list(CONTROLS), help="default: all of these"
+    )
+    parser.add_argument(
+        "--num-frames", type=int, nargs="+", default=[], help="ask again with so many frames, uniformly, of each video"
+    )
+    parser.add_argument("--limit", type=int, help="the first so many rows only")
+    parser.add_argument("--batch-size", type=int, default=16, help="questions at a time (default: %(default)s)")
+    return parser
+
+
+def run(options: argparse.Namespace) -> None:
+    """Ask, print the tables and write the answers.
+
+    Raises:
+        ValueError, OSError: model, data or options cannot be used.
+    """
+    if not (options.model / "config.json").is_file():
+        raise ValueError(f"{options.model} has no config.json: give a model folder written by save_pretrained")
+    from modeling_video_ma2mba.eval.scene_answers import evaluate, evaluate_controls, read_questions
+    from modeling_video_ma2mba.eval.scene_scores import (
+        constant_baseline,
+        length_table,
+        place_of_blind,
+        score_table,
+        summary,
+        training_questions,
+    )
+    from modeling_video_ma2mba.processing.frame_sampling import check_sampling
+
+    for number in options.num_frames:
+        check_sampling(num_frames=number)
+    # What can be wrong is found before the work, not after it.
+    read_questions(options.data, options.limit)
+    options.output.parent.mkdir(parents=True, exist_ok=True)
+    options.output.open("a").close()
+    facts = _facts(options)
+
+    model, processor = _load(options.model)
+    common = {"batch_size": options.batch_size, "limit": options.limit}
+    answers = evaluate_controls(model, processor, options.data, options.controls, **common)
+    for number in options.num_frames:
+        answers[f"video, {number} frames"] = evaluate(model, processor, options.data, num_frames=number, **common)
+    some = next(iter(answers.values()))
+    constant = constant_baseline(training_questions(sorted({one.frames for one in some})), some)
+
+    summaries = {name: summary(given) for name, given in {**answers, "constant": constant}.items()}
+    places = place_of_blind(summaries, summaries["constant"])
+    print(f"\nRight answers in percent, with 95 % intervals\n\n{score_table(summaries)}")
+    for name, place in places.items():
+        print(f"\n{name.replace('-', ' ')}: {place} the interval of the constant answer")
+    if "video" in answers:
+        print(f"\nVideo: right answers in percent, by the length of the video\n\n{length_table(summaries['video'])}")
+    rows = {name: [vars(one) for one in given] for name, given in answers.items()}
+    result = {**facts, "summaries": summaries, "place_of_blind": places, "answers": rows}
+    options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
+    print(f"\nwrote {options.output}")
+
+
+def _facts(options: argparse.Namespace) -> dict:
+    """Return what is needed to do it again."""
+    from modeling_video_ma2mba.environment import describe_environment
+
+    settings = {name: str(given) if isinstance(given, Path) else given for name, given in vars(options).items()}
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "settings": settings,
+        "versions": {what: choice for what, choice, _ in describe_environment()},
+        "commit": _commit(),
+    }
+
+
+def _commit() -> dict | None:
+    """Return the commit of a checkout; an installed package has no `benchmarks` and none."""
+    try:
+        from modeling_video_ma2mba.benchmarks.result import git_commit
+    except ImportError:
+        return None
+    return git_commit()
+
+
+def _load(path: Path):
+    """Return model and processor, on a GPU where there is one."""
+    import torch
+    from transformers import AutoModelForImageTextToText, AutoProcessor
+    from transformers.utils import logging
+
+    import modeling_video_ma2mba  # noqa: F401 - registers the Auto classes
+
+    has_gpu = torch.cuda.is_available()
+    logging.disable_progress_bar()
+    model = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.bfloat16 if has_gpu else torch.float32)
+    return model.to("cuda" if has_gpu else "cpu").eval(), AutoProcessor.from_pretrained(path)
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,21 @@
+#!/usr/bin/env bash
+# Trains the small model of this folder from random weights: the exact commands, about an hour and a half on two cores.
+#     bash hub_cards/tiny/train.sh runs/tiny
+set -euo pipefail
+out=${1:-runs/tiny}
+export OMP_NUM_THREADS=1
+
+# What CLIP and Mamba-2 weights are to a large model.
+python train/pretrain_tiny.py --output "$out/start"
+
+for part in "1 --count 2400" "1.5 --count 6000" "2 --count 12000" "evaluation --count 2160"; do
+    python train/make_synthetic_data.py $part --output "$out/data" --workers 2
+done
+
+stage() { # script, data, start, output, further options
+    torchrun --nproc_per_node 2 "train/$1.py" --recipe tiny \
+        --data "$2" --init-from "$3" --output "$4" --workers 1 --logging-steps 20 --report-to none --device cpu "${@:5}"
+}
+stage stage1 "llava-pretrain:$out/data/stage1.json" "$out/start" "$out/stage1" --batch-size 8
+stage stage1_5 "scenewalk-videos:$out/data/stage1_5.jsonl" "$out/stage1" "$out/stage1_5" --batch-size 8
+stage stage2 "llava:$out/data/stage2.json" "$out/stage1_5" "$out/stage2" --batch-size 4 --override epochs=2

@@ -1,0 +1,46 @@
+"""What tests of the evaluation share: generated videos with questions, and a tiny model that knows their words."""
+
+import copy
+
+import pytest
+import torch
+from tokenizers import Tokenizer, models, pre_tokenizers
+from transformers import PreTrainedTokenizerFast
+
+from modeling_video_ma2mba import VideoMa2mbaForConditionalGeneration, VideoMa2mbaImageProcessor, VideoMa2mbaProcessor
+from modeling_video_ma2mba.train.make_synthetic_data import Plan, write_data
+from modeling_video_ma2mba.train.scene_questions import vocabulary
+
+SPECIAL = ["<image>", "<video>", "<|system|>", "<|user|>", "<|assistant|>"]
+
+
+@pytest.fixture(scope="session")
+def annotations(tmp_path_factory):
+    """18 questions: each type about a video of 8 and one of 12 frames."""
+    plan = Plan(part="evaluation", output=tmp_path_factory.mktemp("scenes"), count=18, frames=(8, 12), size=56)
+    return write_data(plan)
+
+
+@pytest.fixture(scope="session")
+def scene_processor():
+    words = ["<|endoftext|>", "<unk>", *SPECIAL, *"You are a helpful assistant".split()]
+    words += [word for word in vocabulary() if word not in words]
+    tokenizer = Tokenizer(models.WordLevel({word: i for i, word in enumerate(words)}, unk_token="<unk>"))
+    tokenizer.pre_tokenizer = pre_tokenizers.Whitespace()
+    fast = PreTrainedTokenizerFast(
+        tokenizer_object=tokenizer,
+        eos_token="<|endoftext|>",
+        pad_token="<|endoftext|>",
+        unk_token="<unk>",
+        additional_special_tokens=SPECIAL,
+    )
+    return VideoMa2mbaProcessor(VideoMa2mbaImageProcessor(size=56, frame_fit="pad"), fast, tokens_per_frame=4)
+
+
+@pytest.fixture(scope="session")
+def scene_model(tiny_video_config, scene_processor):
+    """A random model; tests must not change it."""
+    config = copy.deepcopy(tiny_video_config)
+    config.text_config.vocab_size = len(scene_processor.tokenizer)
+    torch.manual_seed(0)
+    return VideoMa2mbaForConditionalGeneration(config).eval()
