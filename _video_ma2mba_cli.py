@@ -29,23 +29,35 @@ def _parser() -> argparse.ArgumentParser:
     )
     commands = parser.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    demo = commands.add_parser("demo", help="train a very small model on a few clips, save it, load it and ask it")
-    demo.add_argument("--output", default="runs/demo", help="folder for clips and model (default: %(default)s)")
-    demo.add_argument("--seed", type=int, default=0, help="default: %(default)s")
-    demo.add_argument("--steps", type=int, help="training steps (default: as many as the questions need)")
+    demo = commands.add_parser(
+        "demo", help="let the small shipped model answer questions about videos made on the spot"
+    )
+    demo.add_argument("--output", default="runs/demo", help="folder for the videos (default: %(default)s)")
+    demo.add_argument("--seed", type=int, default=0, help="another seed, other videos (default: %(default)s)")
+    demo.add_argument("--questions", type=int, default=45, help="videos, one question each (default: %(default)s)")
     demo.set_defaults(run=_demo)
 
-    ask = commands.add_parser("ask", help="ask a question about a video")
+    watch = commands.add_parser(
+        "watch",
+        help="read videos into a memory file, to be asked later",
+        description="Read videos, of any length, into a memory of fixed size. Ctrl-C saves what was seen; running the "
+        "same command again goes on there, also with more files behind the first.",
+    )
+    watch.add_argument("file", nargs="+", help="video files, or folders of them")
+    watch.add_argument("-o", "--output", required=True, help="memory file to write, such as film.safetensors")
+    watch.add_argument("--fps", type=float, help="frames sampled per second (default: the model's own, 1)")
+    watch.add_argument("--allow-damaged", action="store_true", help="go on with what can be read of a damaged video")
+    _add_model_options(watch)
+    watch.set_defaults(run=_watch)
+
+    ask = commands.add_parser("ask", help="ask a question about a video or a memory")
     ask.add_argument("question", nargs="+", help="one or more questions, each in quotes")
-    ask.add_argument("--model", required=True, help="folder or Hub name of a Video-Ma²mba model")
-    ask.add_argument("--video", required=True, help="video file")
-    ask.add_argument("--fps", type=float, help="frames sampled per second (default: the model's own, 1)")
-    ask.add_argument("--max-frames", type=int, help="sample longer videos at this many frames (default: no limit)")
-    ask.add_argument("--allow-damaged", action="store_true", help="go on with what can be read of a damaged video")
-    ask.add_argument("--max-new-tokens", type=int, default=128, help="longest answer (default: %(default)s)")
-    ask.add_argument("--device", default="auto", help="cuda, cpu, ... (default: a GPU if there is one)")
-    ask.add_argument("--dtype", choices=_DTYPES, default="auto", help="default: bfloat16 on a GPU, float32 on a CPU")
+    _add_seen_options(ask)
     ask.set_defaults(run=_ask)
+
+    chat = commands.add_parser("chat", help="ask about a video or a memory, line by line; /quit ends")
+    _add_seen_options(chat)
+    chat.set_defaults(run=_chat)
 
     convert = commands.add_parser(
         "convert", help="make a model from a Mamba-2 folder, with --vision a Video-Ma²mba ready for training"
@@ -99,27 +111,75 @@ def _parser() -> argparse.ArgumentParser:
     return parser
 
 
-def _demo(arguments: argparse.Namespace) -> int:
-    from modeling_video_ma2mba.train.demo import run_demo
+def _add_model_options(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument(
+        "--model", default="tiny", help="folder or Hub name of a Video-Ma²mba model (default: the small shipped one)"
+    )
+    parser.add_argument("--device", default="auto", help="cuda, cpu, ... (default: a GPU if there is one)")
+    parser.add_argument(
+        "--dtype", choices=_DTYPES, default="auto", help="default: bfloat16 on a GPU, float32 on a CPU"
+    )
 
-    return run_demo(arguments.output, seed=arguments.seed, steps=arguments.steps)
+
+def _add_seen_options(parser: argparse.ArgumentParser) -> None:
+    """Add what `ask` and `chat` share."""
+    seen = parser.add_mutually_exclusive_group(required=True)
+    seen.add_argument("--video", help="video file")
+    seen.add_argument("--memory", help="memory file that `video-ma2mba watch` wrote with this model")
+    parser.add_argument("--fps", type=float, help="frames sampled per second (default: the model's own, 1)")
+    parser.add_argument("--max-frames", type=int, help="sample longer videos at this many frames (default: no limit)")
+    parser.add_argument("--allow-damaged", action="store_true", help="go on with what can be read of a damaged video")
+    parser.add_argument("--max-new-tokens", type=int, default=128, help="longest answer (default: %(default)s)")
+    _add_model_options(parser)
+
+
+def _demo(arguments: argparse.Namespace) -> int:
+    from modeling_video_ma2mba.eval.demo import run_demo
+
+    return run_demo(arguments.output, seed=arguments.seed, questions=arguments.questions)
+
+
+def _watch(arguments: argparse.Namespace) -> int:
+    from modeling_video_ma2mba.processing.watch import watch_videos
+
+    watch_videos(
+        model_path=arguments.model,
+        paths=arguments.file,
+        output=arguments.output,
+        fps=arguments.fps,
+        allow_damaged=arguments.allow_damaged,
+        device=arguments.device,
+        dtype=arguments.dtype,
+    )
+    return 0
 
 
 def _ask(arguments: argparse.Namespace) -> int:
     from modeling_video_ma2mba.processing.ask import ask_video
 
-    ask_video(
-        model_path=arguments.model,
-        video=arguments.video,
-        questions=arguments.question,
-        fps=arguments.fps,
-        max_frames=arguments.max_frames,
-        allow_damaged=arguments.allow_damaged,
-        max_new_tokens=arguments.max_new_tokens,
-        device=arguments.device,
-        dtype=arguments.dtype,
-    )
+    ask_video(questions=arguments.question, **_seen_options(arguments))
     return 0
+
+
+def _chat(arguments: argparse.Namespace) -> int:
+    from modeling_video_ma2mba.processing.ask import chat_video
+
+    chat_video(**_seen_options(arguments))
+    return 0
+
+
+def _seen_options(arguments: argparse.Namespace) -> dict:
+    return {
+        "model_path": arguments.model,
+        "video": arguments.video,
+        "memory": arguments.memory,
+        "fps": arguments.fps,
+        "max_frames": arguments.max_frames,
+        "allow_damaged": arguments.allow_damaged,
+        "max_new_tokens": arguments.max_new_tokens,
+        "device": arguments.device,
+        "dtype": arguments.dtype,
+    }
 
 
 def _convert(arguments: argparse.Namespace) -> int:

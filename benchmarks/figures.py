@@ -1,4 +1,4 @@
-"""Draw the README's figures: how MA-GC cuts the plane of layers and tokens, and memory against length, as measured.
+"""Draw the README's figures: how MA-GC cuts the plane of layers and tokens; measured memory; and the paper's trends.
 
 python benchmarks/figures.py        # writes benchmarks/figures/*.png
 """
@@ -21,6 +21,13 @@ SHOWN = {
     "nested, lean mixer": ("nested", "#55a868", "-"),
     "grid, host": ("grid, checkpoints on the host", "#8172b2", "-"),
 }
+
+TRENDS = {
+    "A": "trained and asked with every frame or with few",
+    "B": "stage 1.5 before stage 2, or not",
+    "C": "longer videos than in training (64 frames)",
+}
+TREND_COLOURS = ("#4c72b0", "#c44e52", "#55a868", "#8172b2", "#ccb974")
 
 
 def draw_grid(path) -> None:
@@ -75,7 +82,43 @@ def draw_memory(path) -> None:
     plt.close(figure)
 
 
+def draw_trends(path) -> None:
+    """Draw right answers by length of video, with 95 % intervals: a panel for each part of `trends.py` that ran."""
+    result = newest("trends")
+    parts = {part: [row for row in result["rows"] if part in row["parts"]] for part in TRENDS}
+    parts = {part: rows for part, rows in parts.items() if rows}
+    figure, panels = plt.subplots(1, len(parts), figsize=(5 * len(parts), 4), squeeze=False)
+    for axes, (part, rows) in zip(panels[0], parts.items()):
+        colours = iter(TREND_COLOURS)
+        for place, row in enumerate(rows):
+            lengths, scores = list(map(int, row["scores"]["by_frames"])), row["scores"]["by_frames"].values()
+            shares = [100 * score["accuracy"] for score in scores]
+            if row["start"] is None:  # no model: a guess has no chance in it
+                axes.plot(lengths, shares, ":", color="#555555", label=row["label"])
+                continue
+            below = [100 * (score["accuracy"] - score["low"]) for score in scores]
+            above = [100 * (score["high"] - score["accuracy"]) for score in scores]
+            # Moved a little, so that intervals do not hide each other.
+            beside = [length * 1.03 ** (place - len(rows) / 2) for length in lengths]
+            axes.errorbar(
+                beside, shares, (below, above), marker="o", capsize=2, color=next(colours), label=row["label"]
+            )
+        axes.set_xscale("log", base=2)
+        axes.set_xticks(lengths, lengths)
+        axes.minorticks_off()
+        axes.set_ylim(0, 100)
+        axes.set_xlabel("frames of the video")
+        axes.set_title(TRENDS[part], fontsize=10)
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False, fontsize=8, loc="upper center", bbox_to_anchor=(0.5, -0.16), ncols=3)
+    panels[0][0].set_ylabel("right answers, %")
+    figure.tight_layout()
+    figure.savefig(path, dpi=150, bbox_inches="tight")
+    plt.close(figure)
+
+
 if __name__ == "__main__":
     FIGURES.mkdir(exist_ok=True)
     draw_grid(FIGURES / "ma_gc_grid.png")
     draw_memory(FIGURES / "ma_gc_memory.png")
+    draw_trends(FIGURES / "trends.png")

@@ -105,6 +105,43 @@ def checkpointing_table(question: str, what: str) -> str:
     return "\n".join(lines)
 
 
+def trends_tables() -> str:
+    """Frames and stage 1.5 by length of video and by type of question, and a finished model on longer videos."""
+    from modeling_video_ma2mba.eval.scene_scores import score_table
+
+    result = newest("trends")
+    settings, tables = result["settings"], []
+    seeds = " and ".join(map(str, settings["seeds"]))
+    heads = {
+        "short": f"Stage 2 of the small model on {settings['videos']:,} generated videos of up to "
+        f"{max(settings['training_lengths'])} frames: right answers to held-out questions in percent, with 95 % "
+        f"intervals over the questions of seeds {seeds} together; videos longer than so many frames are sampled "
+        f"uniformly, in training and asking (`results/{result['file']}`).",
+        "long": "The small model that ships with the project, asked about longer videos than it was trained on "
+        f"({max(settings['training_lengths'])} frames at most).",
+    }
+    for kind, head in heads.items():
+        rows = [row for row in result["rows"] if ("C" in row["parts"]) == (kind == "long")]
+        if not rows:
+            continue
+        lengths = [str(n) for n in settings["lengths"][kind]]
+        what = "frames read" if kind == "long" else "trained and asked with"
+        last = ["all", *(["all, seed by seed"] if kind == "short" else [])]
+        lines = [
+            f"{head}\n",
+            f"| {what} | {' | '.join([*(f'{n} frames' for n in lengths), *last])} |",
+            f"| --- |{' --- |' * (len(lengths) + len(last))}",
+        ]
+        for row in rows:
+            scores = [*(row["scores"]["by_frames"][n] for n in lengths), row["scores"]["all"]]
+            cells = [f"{100 * s['accuracy']:.1f} ({100 * s['low']:.0f} to {100 * s['high']:.0f})" for s in scores]
+            if kind == "short":
+                cells.append(", ".join(f"{100 * s['all']['accuracy']:.1f}" for s in row["by_seed"].values()))
+            lines.append(f"| {row['label']} | {' | '.join(cells)} |")
+        tables += ["\n".join(lines), score_table({row["label"]: row["scores"] for row in rows})]
+    return "\n\n".join(tables)
+
+
 def with_tables(readme: str) -> str:
     """Return the README with every table made from the newest results."""
     for marker, table in MARKERS.items():

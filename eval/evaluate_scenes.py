@@ -32,11 +32,13 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(description="Evaluate a model on generated videos, beside blind controls.")
-    parser.add_argument("--model", type=Path, required=True, help="model folder")
+    parser.add_argument("--model", default="tiny", help="model folder (default: the small shipped model)")
     parser.add_argument(
         "--data", type=Path, required=True, help="evaluation.json of `make_synthetic_data.py evaluation`"
     )
-    parser.add_argument("--output", type=Path, required=True, help="JSON file to write: settings, scores and answers")
+    parser.add_argument(
+        "--output", type=Path, required=True, help="JSON file of settings and scores; answers beside it"
+    )
     parser.add_argument(
         "--controls", nargs="+", choices=CONTROLS, default=list(CONTROLS), help="default: all of these"
     )
@@ -54,8 +56,11 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         ValueError, OSError: model, data or options cannot be used.
     """
-    if not (options.model / "config.json").is_file():
-        raise ValueError(f"{options.model} has no config.json: give a model folder written by save_pretrained")
+    from modeling_video_ma2mba.shipped_model import model_folder
+
+    folder = Path(model_folder(options.model))
+    if not (folder / "config.json").is_file():
+        raise ValueError(f"{folder} has no config.json: give a model folder written by save_pretrained")
     from modeling_video_ma2mba.eval.scene_answers import evaluate, evaluate_controls, read_questions
     from modeling_video_ma2mba.eval.scene_scores import (
         constant_baseline,
@@ -75,7 +80,7 @@ def run(options: argparse.Namespace) -> None:
     options.output.open("a").close()
     facts = _facts(options)
 
-    model, processor = _load(options.model)
+    model, processor = _load(folder)
     common = {"batch_size": options.batch_size, "limit": options.limit}
     answers = evaluate_controls(model, processor, options.data, options.controls, **common)
     for number in options.num_frames:
@@ -90,10 +95,13 @@ def run(options: argparse.Namespace) -> None:
         print(f"\n{name.replace('-', ' ')}: {place} the interval of the constant answer")
     if "video" in answers:
         print(f"\nVideo: right answers in percent, by the length of the video\n\n{length_table(summaries['video'])}")
-    rows = {name: [vars(one) for one in given] for name, given in answers.items()}
-    result = {**facts, "summaries": summaries, "place_of_blind": places, "answers": rows}
+    listed = options.output.with_suffix(".answers.jsonl")
+    with listed.open("w", encoding="utf-8") as file:
+        for name, given in answers.items():
+            file.writelines(json.dumps({"control": name, **vars(one)}) + "\n" for one in given)
+    result = {**facts, "summaries": summaries, "place_of_blind": places}
     options.output.write_text(json.dumps(result, indent=1) + "\n", encoding="utf-8")
-    print(f"\nwrote {options.output}")
+    print(f"\nwrote {options.output} and {listed}")
 
 
 def _facts(options: argparse.Namespace) -> dict:

@@ -22,12 +22,15 @@ from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_video_ma2mba import Ma2mbaConfig, VideoMa2mbaConfig
 from .generation_video_ma2mba import RepetitionStop
+from .live_frames import LiveFrames
 from .modeling_ma2mba import Ma2mbaForCausalLM, Ma2mbaModel
 from .modeling_video_ma2mba import VideoMa2mbaForConditionalGeneration, VideoMa2mbaModel
 from .pipeline_video_qa import VideoQAPipeline
 from .processing.image_processing_video_ma2mba import VideoMa2mbaImageProcessor
 from .processing.processing_video_ma2mba import VideoMa2mbaProcessor
+from .shipped_model import SHIPPED, is_shipped, model_folder
 from .state import RecurrentState
+from .video_memory import VideoMemory
 
 __version__ = "0.1.0"
 
@@ -43,7 +46,11 @@ AutoImageProcessor.register(
 )
 AutoProcessor.register(VideoMa2mbaConfig, VideoMa2mbaProcessor, exist_ok=True)
 PIPELINE_REGISTRY.register_pipeline(
-    "video-qa", pipeline_class=VideoQAPipeline, pt_model=(AutoModelForImageTextToText,), type="multimodal"
+    "video-qa",
+    pipeline_class=VideoQAPipeline,
+    pt_model=(AutoModelForImageTextToText,),
+    default={"model": (model_folder(SHIPPED), "main")} if is_shipped() else None,
+    type="multimodal",
 )
 
 # Saved folders carry the code of these classes (hub_code.py).
@@ -54,6 +61,7 @@ VideoMa2mbaImageProcessor.register_for_auto_class("AutoImageProcessor")
 VideoMa2mbaProcessor.register_for_auto_class("AutoProcessor")
 
 __all__ = [
+    "LiveFrames",
     "Ma2mbaConfig",
     "Ma2mbaForCausalLM",
     "Ma2mbaModel",
@@ -64,5 +72,6 @@ __all__ = [
     "VideoMa2mbaImageProcessor",
     "VideoMa2mbaModel",
     "VideoMa2mbaProcessor",
+    "VideoMemory",
     "VideoQAPipeline",
 ]

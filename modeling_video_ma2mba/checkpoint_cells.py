@@ -48,9 +48,6 @@ def run_cells(model, inputs, length: int, state: RecurrentState, layout, plan: C
     """Read `length` positions after `state` by `plan`; arguments and results are those of `run_checkpointed`.
 
     A collective: with several processes each one has to call it.
-
-    Raises:
-        ValueError: the head is an FSDP2 unit of its own.
     """
     run = _Run(model, inputs, length, state, layout, plan, loss)
     with _autocast_now(run.device)():
@@ -66,11 +63,10 @@ class _Run:
         self.model, self.inputs, self.layout, self.loss = model, inputs, layout, loss
         self.batch_size, self.device = state.batch_size, state.ssm[0].device
         self.world_size = dist.get_world_size() if dist.is_available() and dist.is_initialized() else 1
-        if self.world_size > 1 and loss is not None and any(map(_is_unit, loss.head.modules())):
-            raise ValueError(
-                "the head is sharded on its own, and a rank with more supervised tokens calls it more often than "
-                "others, which would wait forever; shard it with the whole model: no fully_shard(model.lm_head)"
-            )
+        # A rank with more supervised tokens calls the head more often than others, which would wait forever.
+        inputs.embeddings = _gathered(inputs.embeddings)
+        if loss is not None:
+            loss.head = _gathered(loss.head)
         self.plan, self.spans = self._agree(plan, length)
         self.groups = self.plan.groups
         backend = choose_backend(model.config.backend, self.device, model.norm_f.weight.dtype)
@@ -221,6 +217,30 @@ class _KeptOnHost(saved_tensors_hooks):
             lambda tensor: host.pack_hook(tensor) if tensor.data_ptr() in chosen else tensor,
             lambda packed: packed if torch.is_tensor(packed) else host.unpack_hook(packed),
         )
+
+
+class _Gathered(torch.nn.Module):
+    """Embeddings or head that FSDP2 shards on their own (accelerate does), whole until the end of the backward.
+
+    The engine's hooks do not see the calls, so their number may differ between ranks; it adds up the gradients once,
+    when the backward has ended.
+    """
+
+    def __init__(self, unit: torch.nn.Module):
+        super().__init__()
+        self.unit = unit
+        unit.unshard()
+
+    @property
+    def weight(self) -> torch.Tensor:
+        return self.unit.weight
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.unit.forward(x)
+
+
+def _gathered(module: torch.nn.Module) -> torch.nn.Module:
+    return _Gathered(module) if _is_unit(module) else module
 
 
 def _is_unit(module: torch.nn.Module) -> bool:

@@ -25,6 +25,17 @@ _CUSTOM_PIPELINES = {
 
 
 @contextmanager
+def own_class(model) -> Iterator[None]:
+    """Undo what FSDP2 does to a model's class: the folder would get, and name, torch's code instead of the model's."""
+    engines = type(model)
+    model.__class__ = next(kind for kind in engines.__mro__ if not kind.__module__.startswith("torch."))
+    try:
+        yield
+    finally:
+        model.__class__ = engines
+
+
+@contextmanager
 def code_in_config(config: VideoMa2mbaConfig) -> Iterator[None]:
     """Name the classes that Auto classes and pipelines find in the folder, while the config is being saved."""
     config.auto_map = dict(_AUTO_MAP)

@@ -19,7 +19,7 @@ from transformers.utils.generic import can_return_tuple
 from .checkpointing import CheckpointingMixin
 from .configuration_video_ma2mba import VideoMa2mbaConfig
 from .generation_video_ma2mba import Ma2mbaGenerationMixin
-from .hub_code import code_in_config, save_code
+from .hub_code import code_in_config, own_class, save_code
 from .language_model_outputs import causal_lm_outputs, model_outputs
 from .modeling_ma2mba import Ma2mbaModel
 from .row_layout import Rows
@@ -33,6 +33,7 @@ from .vision_features import (
     unused_tower_parameters,
 )
 from .visual_inputs import VisualInputs, check_counts
+from .watching import WatchingMixin
 
 
 class VideoMa2mbaProjector(nn.Module):
@@ -77,7 +78,7 @@ class VideoMa2mbaPreTrainedModel(CheckpointingMixin, PreTrainedModel):
 
     def save_pretrained(self, save_directory, **kwargs):
         """As transformers' own; the folder also carries the code, for `trust_remote_code=True` elsewhere."""
-        with code_in_config(self.config):
+        with code_in_config(self.config), own_class(self):
             super().save_pretrained(save_directory, **kwargs)
         if kwargs.get("is_main_process", True):
             save_code(save_directory)
@@ -186,7 +187,7 @@ class VideoMa2mbaModel(VideoMa2mbaPreTrainedModel):
         )
 
 
-class VideoMa2mbaForConditionalGeneration(VideoMa2mbaPreTrainedModel, Ma2mbaGenerationMixin):
+class VideoMa2mbaForConditionalGeneration(WatchingMixin, VideoMa2mbaPreTrainedModel, Ma2mbaGenerationMixin):
     """Video-Ma²mba with its language model head: answers questions about images and videos.
 
     Example:

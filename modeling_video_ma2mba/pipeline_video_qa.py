@@ -91,7 +91,7 @@ class VideoQAPipeline(Pipeline):
     def _forward(self, model_inputs, generate_kwargs=None, stop_on_repetition=True):
         prompts = model_inputs["prompt"]
         prompts = [p.inputs for p in (prompts if isinstance(prompts, list) else [prompts])]
-        ids, mask = _pad_left([p["input_ids"][0] for p in prompts], self.model.config.get_text_config().pad_token_id)
+        ids, mask = pad_left([p["input_ids"][0] for p in prompts], self.model.config.get_text_config().pad_token_id)
         videos = [video for p in prompts for video in p["pixel_values_videos"]]
         settings = {**getattr(self, "_generate_kwargs", {}), **(generate_kwargs or {})}
         if not {"max_new_tokens", "max_length", "generation_config"} & set(settings):
@@ -131,7 +131,7 @@ def _pair(video, question) -> dict | list[dict]:
     return [{"video": v, "question": q} for v, q in zip(videos, question)]
 
 
-def _pad_left(rows: list[torch.Tensor], pad_token_id: int | None) -> tuple[torch.Tensor, torch.Tensor]:
+def pad_left(rows: list[torch.Tensor], pad_token_id: int | None) -> tuple[torch.Tensor, torch.Tensor]:
     """Return ids and mask (B, T) of rows of unequal length, each a 1-D tensor."""
     longest = max(len(row) for row in rows)
     ids = torch.full((len(rows), longest), pad_token_id or 0, dtype=torch.long)

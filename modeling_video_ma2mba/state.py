@@ -8,7 +8,8 @@ Dims: B batch, W convolution width, C convolution channels, H heads, P head dim,
 
 import json
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -19,6 +20,8 @@ from transformers import DynamicCache
 from .configuration_video_ma2mba import Ma2mbaConfig
 
 _FORMAT = "ma2mba-state-1"
+# A header is read as a whole before it can be checked; 64 layers take 13 kB.
+_MAX_HEADER_BYTES = 2**24
 
 
 class RecurrentState:
@@ -132,43 +135,54 @@ class RecurrentState:
 
     # Files.
 
-    def save(self, path: str | Path, metadata: dict[str, str] | None = None) -> None:
-        """Write the state as safetensors; `metadata` is kept in the header as strings."""
+    def save(self, path: str | Path, metadata: dict[str, str] | None = None, dtype: torch.dtype | None = None) -> None:
+        """Write the state as safetensors; `metadata` is kept in the header as strings.
+
+        Args:
+            dtype: of the tensors in the file; None keeps theirs. bfloat16 halves the file and rounds the state.
+        """
         tensors = {}
         for i, (conv, ssm) in enumerate(zip(self.conv, self.ssm)):
-            tensors[f"layers.{i}.conv"] = conv.detach().contiguous()
-            tensors[f"layers.{i}.ssm"] = ssm.detach().contiguous()
+            tensors[f"layers.{i}.conv"] = conv.detach().to(dtype or conv.dtype).contiguous()
+            tensors[f"layers.{i}.ssm"] = ssm.detach().to(dtype or ssm.dtype).contiguous()
         header = {"format": _FORMAT, "seen_tokens": str(self.seen_tokens), "metadata": json.dumps(metadata or {})}
         save_file(tensors, str(path), metadata=header)
 
     @classmethod
     def load(
-        cls, path: str | Path, config: Ma2mbaConfig, device: torch.device | str = "cpu"
+        cls,
+        path: str | Path,
+        config: Ma2mbaConfig,
+        device: torch.device | str = "cpu",
+        batch_size: int | None = None,
     ) -> tuple["RecurrentState", dict[str, str]]:
-        """Read a state for a model of this config; return it with its metadata.
+        """Read a state for a model of this config; return it with its metadata. The SSM state is fp32 or better again.
 
-        Every name, shape and dtype is checked against `config`, the model's, before a tensor is read.
+        Every name, shape and dtype is checked against `config`, the model's, and the rows against `batch_size`, if
+        given, before a tensor is read.
 
         Raises:
             ValueError: the file is no state, is damaged, or belongs to another model; names file and reason.
         """
         config = config.get_text_config()
-        try:
-            with safe_open(str(path), framework="pt", device=str(device)) as file:
-                header = file.metadata() or {}
-                if header.get("format") != _FORMAT:
-                    raise ValueError(f"{path}: not a state file of this version ({_FORMAT})")
-                seen_tokens, metadata = _read_header(path, header)
-                cls._check_tensors(path, file, config)
-                layers = range(config.num_hidden_layers)
-                conv = [file.get_tensor(f"layers.{i}.conv") for i in layers]
-                ssm = [file.get_tensor(f"layers.{i}.ssm") for i in layers]
-        except SafetensorError as error:
-            raise ValueError(f"{path}: damaged or not a safetensors file ({error})") from error
+        with _opened(path, device) as file:
+            seen_tokens, metadata = _read_header(path, file.metadata() or {})
+            cls._check_tensors(path, file, config, batch_size)
+            layers = range(config.num_hidden_layers)
+            # Copies: what is read from a file on a CPU is the file, and changes with it.
+            conv = [file.get_tensor(f"layers.{i}.conv").clone() for i in layers]
+            ssm = [file.get_tensor(f"layers.{i}.ssm") for i in layers]
+            ssm = [t.to(torch.promote_types(t.dtype, torch.float32), copy=True) for t in ssm]
         return cls(conv, ssm, seen_tokens), metadata
 
     @classmethod
-    def _check_tensors(cls, path, file, config: Ma2mbaConfig) -> None:
+    def load_metadata(cls, path: str | Path) -> dict[str, str]:
+        """Read the metadata alone; raises as `load` does."""
+        with _opened(path, "cpu") as file:
+            return _read_header(path, file.metadata() or {})[1]
+
+    @classmethod
+    def _check_tensors(cls, path, file, config: Ma2mbaConfig, rows: int | None) -> None:
         expected = {f"layers.{i}.{name}" for i in range(config.num_hidden_layers) for name in ("conv", "ssm")}
         if set(file.keys()) != expected:
             raise ValueError(
@@ -178,14 +192,32 @@ class RecurrentState:
         batch_size = (file.get_slice("layers.0.ssm").get_shape() or [0])[0]
         if batch_size < 1:
             raise ValueError(f"{path}: holds no rows")
+        if rows not in (None, batch_size):
+            raise ValueError(f"{path}: holds {batch_size} rows, expected {rows}")
         for name in sorted(expected):
             tensor = file.get_slice(name)
             shape = cls.shapes(config, batch_size)[name.endswith("ssm")]
             if tuple(tensor.get_shape()) != shape:
                 raise ValueError(f"{path}: {name} is {tuple(tensor.get_shape())}, this model needs {shape}")
-            allowed = ("F64", "F32") if name.endswith("ssm") else ("F64", "F32", "BF16", "F16")
+            allowed = ("F64", "F32", "BF16") if name.endswith("ssm") else ("F64", "F32", "BF16", "F16")
             if tensor.get_dtype() not in allowed:
                 raise ValueError(f"{path}: {name} has dtype {tensor.get_dtype()}, allowed are {', '.join(allowed)}")
+
+
+@contextmanager
+def _opened(path: str | Path, device: torch.device | str) -> Iterator[safe_open]:
+    """Open a state file of this version; a file that is damaged or something else is a ValueError."""
+    with open(path, "rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+    if length > _MAX_HEADER_BYTES:
+        raise ValueError(f"{path}: damaged: its header would take {length} bytes, allowed are {_MAX_HEADER_BYTES}")
+    try:
+        with safe_open(str(path), framework="pt", device=str(device)) as file:
+            if (file.metadata() or {}).get("format") != _FORMAT:
+                raise ValueError(f"{path}: not a state file of this version ({_FORMAT})")
+            yield file
+    except SafetensorError as error:
+        raise ValueError(f"{path}: damaged or not a safetensors file ({error})") from error
 
 
 def _read_header(path: str | Path, header: dict[str, str]) -> tuple[int, dict[str, str]]:

@@ -1,9 +1,10 @@
 """`VideoMa2mbaProcessor`: from chat messages, text, images and videos to what the model reads.
 
 It decodes and samples videos, fits frames, and writes one placeholder id per visual token. It does not normalise (the
-model does, on its device) and it holds every frame in memory as uint8.
+model does, on its device). A prompt holds every frame in memory as uint8; `stream_frames` holds a few.
 """
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import numpy as np
@@ -14,7 +15,7 @@ from transformers.processing_utils import ProcessorMixin
 
 from .chat_template import CHAT_TEMPLATE
 from .image_processing_video_ma2mba import VideoMa2mbaImageProcessor, as_picture
-from .video_reader import iter_frames
+from .video_reader import iter_frames, probe
 
 
 class VideoMa2mbaProcessor(ProcessorMixin):
@@ -132,6 +133,45 @@ class VideoMa2mbaProcessor(ProcessorMixin):
             out["pixel_values_videos"] = torch.stack(frames) if same else frames
         return out
 
+    def split_prompt(self, messages: list[dict]) -> tuple[list[int], list[int]]:
+        """Return the token ids before and after the frames of a conversation about one video.
+
+        They are those of the whole prompt, with the start of an answer: before + placeholders + after.
+
+        Args:
+            messages: chat messages with one `{"type": "video"}` in them.
+
+        Raises:
+            ValueError: the text does not hold exactly one video and no image.
+        """
+        text = self.apply_chat_template(messages, add_generation_prompt=True)
+        ids = self.tokenizer([text])["input_ids"][0]
+        videos, images = ids.count(self.video_token_id), ids.count(self.image_token_id)
+        if videos != 1 or images:
+            raise ValueError(
+                f"the prompt holds {videos} {self.video_token} and {images} {self.image_token}, it needs one "
+                f"{self.video_token} and no more; questions about a memory are text without these words"
+            )
+        place = ids.index(self.video_token_id)
+        return ids[:place], ids[place + 1 :]
+
+    def stream_frames(
+        self, path: str | Path, fps: float, start: float = 0.0, end: float | None = None, allow_damaged: bool = False
+    ) -> Iterator[np.ndarray]:
+        """Yield the sampled frames of a video file, fitted, uint8 (3, size, size), in constant memory."""
+        # Small chunks: nobody waits for a full one, and 32 pictures of a large film are 200 MB.
+        for _, chunk in iter_frames(path, fps=fps, start=start, end=end, chunk=4, allow_damaged=allow_damaged):
+            for frame in chunk:
+                yield self.image_processor.fit(frame)
+
+    def fit_frame(self, picture) -> np.ndarray:
+        """Fit one picture, PIL or uint8 (H, W, 3) or (3, H, W): uint8 (3, size, size)."""
+        return self.image_processor.fit(as_picture(picture))
+
+    def video_seconds(self, path: str | Path) -> float:
+        """Return the length of a video file in seconds; VideoReadError when it is none."""
+        return probe(path).duration
+
     def _sampling(self, fps, num_frames, max_frames) -> dict:
         if num_frames is not None:
             if fps is not None:
@@ -156,7 +196,7 @@ class VideoMa2mbaProcessor(ProcessorMixin):
         if isinstance(video, (str, Path)):
             fitted = [self.image_processor.fit(f) for _, chunk in iter_frames(video, **sampling) for f in chunk]
         elif isinstance(video, (np.ndarray, torch.Tensor, list, tuple)):
-            fitted = [self.image_processor.fit(as_picture(frame)) for frame in video]
+            fitted = [self.fit_frame(frame) for frame in video]
         elif hasattr(video, "__len__") and hasattr(video, "__getitem__"):
             return video
         else:

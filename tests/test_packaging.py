@@ -30,7 +30,7 @@ def test_the_wheel_exposes_one_name(tmp_path):
         "modeling_video_ma2mba",
         "_video_ma2mba_cli.py",
     }
-    for folder in ("processing", "train", "eval"):
+    for folder in ("processing", "train", "eval", "hub_cards"):
         for path in (ROOT / folder).glob("*.py"):
             assert f"modeling_video_ma2mba/{folder}/{path.name}" in files
 
@@ -59,7 +59,7 @@ def test_files_for_the_hub_import_each_other_flat(folder):
 
 
 def test_no_file_is_too_long():
-    folders = ("modeling_video_ma2mba", "processing", "train", "eval", "benchmarks")
+    folders = ("modeling_video_ma2mba", "processing", "train", "eval", "hub_cards", "benchmarks")
     for pattern in ("*.py", *(f"{folder}/*.py" for folder in folders)):
         for path in ROOT.glob(pattern):
             assert len(path.read_text(encoding="utf-8").splitlines()) <= 600, path

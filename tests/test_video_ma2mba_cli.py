@@ -1,5 +1,6 @@
 """The console script: instant help, one clear line for bad input, every command on real files."""
 
+import io
 import json
 import re
 import subprocess
@@ -12,6 +13,7 @@ import pytest
 from PIL import Image
 
 import _video_ma2mba_cli as cli
+from modeling_video_ma2mba import video_chat
 from modeling_video_ma2mba.train.synthetic_video import write_video
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -34,14 +36,14 @@ def video(tmp_path_factory):
 
 def test_help_is_instant():
     seconds = []
-    for command in ([], ["ask"], ["demo"], ["convert"], ["plan"], ["env"]):
+    for command in ([], ["ask"], ["watch"], ["chat"], ["demo"], ["convert"], ["plan"], ["env"]):
         start = time.perf_counter()
         done = subprocess.run(
             [sys.executable, str(ROOT / "_video_ma2mba_cli.py"), *command, "--help"], capture_output=True, text=True
         )
         seconds.append(time.perf_counter() - start)
         assert done.returncode == 0 and "usage: video-ma2mba" in done.stdout
-    # The best of six: a busy machine may slow one start, not all.
+    # The best of eight: a busy machine may slow one start, not all.
     assert min(seconds) < 0.3
 
 
@@ -55,8 +57,15 @@ def test_commands_and_options_are_frozen():
     assert options == {
         "demo": ["--help", "--output", "--seed", "--steps"],
         "ask": [
-            "--allow-damaged", "--device", "--dtype", "--fps", "--help", "--max-frames", "--max-new-tokens", "--model",
-            "--video", "question",
+            "--allow-damaged", "--device", "--dtype", "--fps", "--help", "--max-frames", "--max-new-tokens",
+            "--memory", "--model", "--video", "question",
+        ],
+        "chat": [
+            "--allow-damaged", "--device", "--dtype", "--fps", "--help", "--max-frames", "--max-new-tokens",
+            "--memory", "--model", "--video",
+        ],
+        "watch": [
+            "--allow-damaged", "--device", "--dtype", "--fps", "--help", "--model", "--output", "-o", "file",
         ],
         "convert": [
             "--dtype", "--frame-fit", "--help", "--mamba", "--output", "--seed", "--tokenizer", "--vision",
@@ -82,6 +91,27 @@ def test_ask(folder, video, capsys):
     assert cli.main([*arguments, "who wins ?", "what is it ?"]) == 0
     printed = capsys.readouterr().out
     assert "Q: who wins ?\nA:" in printed and "Q: what is it ?\nA:" in printed
+
+
+def test_watch_then_ask_and_chat(folder, video, capsys, tmp_path, monkeypatch):
+    memory, model = str(tmp_path / "film.safetensors"), ["--model", folder, "--device", "cpu"]
+    assert cli.main(["watch", video, *model, "-o", memory]) == 0
+    assert "2 s in 2 frames" in capsys.readouterr().err
+    questions = ["who wins ?", "what is it ?"]
+    answers = []
+    for seen in (["--memory", memory], ["--video", video], ["--video", video, "--max-frames", "2", "--fps", "1"]):
+        assert cli.main(["ask", *model, *seen, "--max-new-tokens", "3", *questions]) == 0
+        answers.append(capsys.readouterr().out)
+    assert answers[0] == answers[1] and answers[2].startswith("Q: who wins ?\nA:")
+    monkeypatch.setattr("sys.stdin", io.StringIO("who wins ?\n\na <video>\nhi\n/quit\nnever\n"))
+    asked = []
+    ask = video_chat.VideoChat.ask
+    monkeypatch.setattr(video_chat.VideoChat, "ask", lambda self, *a, **k: asked.append(a[0]) or ask(self, *a, **k))
+    assert cli.main(["chat", *model, "--memory", memory, "--max-new-tokens", "3"]) == 0
+    assert asked == ["who wins ?", "a <video>", "hi"]
+    assert "error: the prompt holds 2 <video>" in capsys.readouterr().err
+    assert cli.main(["ask", *model, "--memory", memory, "--fps", "1", "who ?"]) == 2
+    assert "a memory has been read" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("change", ["model", "video", "text"])

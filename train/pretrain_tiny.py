@@ -17,9 +17,9 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 TOWER_STEPS, PICTURES, TOWER_RATE = 2750, 128, 1e-3
-LANGUAGE_STEPS, STORIES, LANGUAGE_RATE = 1100, 8, 2e-3
+LANGUAGE_STEPS, STORIES, LANGUAGE_RATE = 1300, 8, 3e-3
 PICTURES_PER_CLIP, CLIP_FRAMES = 4, 8
-STORY_FRAMES = (8, 16, 24)  # each a sentence of about six words
+STORY_FRAMES = (6, 12, 24)  # each a sentence of about six words; longer stories join in later
 STORY_SIZE = 28  # pixels; nobody looks at a story's frames
 QUESTIONS = 20
 # Of a seed, behind the user's: no other part of the training draws these clips.
@@ -100,7 +100,8 @@ def _train_language(output: Path, seed: int, steps: int) -> Path:
             return steps
 
         def __getitem__(self, index):
-            frames = STORY_FRAMES[index % len(STORY_FRAMES)]
+            lengths = 1 + len(STORY_FRAMES) * index // steps
+            frames = STORY_FRAMES[index % lengths]
             seeds = [(_STORY_SEED, seed, index, row) for row in range(STORIES)]
             return [tell_story(one, frames, STORY_SIZE, QUESTIONS) for one in seeds]
 
@@ -127,6 +128,7 @@ def _arguments(output: Path, steps: int, rate: float, seed: int):
         adam_beta2=0.95,
         weight_decay=0.05,
         logging_steps=max(1, steps // 50),
+        train_sampling_strategy="sequential",  # every item is new, and the stories get longer
         save_strategy="no",
         report_to="none",
         remove_unused_columns=False,

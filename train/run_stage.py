@@ -16,10 +16,12 @@ from pathlib import Path
 import torch
 from transformers import AutoModelForImageTextToText, AutoProcessor, TrainingArguments, set_seed
 
+from modeling_video_ma2mba.shipped_model import SHIPPED, model_folder
 from modeling_video_ma2mba.train.checkpoints import last_complete_checkpoint, read_state
 from modeling_video_ma2mba.train.collator import SampleCollator
 from modeling_video_ma2mba.train.data_report import DataReport
 from modeling_video_ma2mba.train.lora import add_lora
+from modeling_video_ma2mba.train.new_words import learn_words, unknown_words
 from modeling_video_ma2mba.train.parameter_groups import set_trained_parts
 from modeling_video_ma2mba.train.readers import parse_data_argument, read_id_list
 from modeling_video_ma2mba.train.recipes import Recipe, load_recipe, recipe_fields, recipe_names, training_arguments
@@ -75,7 +77,9 @@ def _parser(stage: str) -> argparse.ArgumentParser:
         help="samples of a stream that are shuffled at a time (default: %(default)s)",
     )
     parser.add_argument(
-        "--init-from", required=True, help="model folder: a converted one, or an earlier stage's output"
+        "--init-from",
+        default=SHIPPED,
+        help="model folder: a converted one, or an earlier stage's output (default: the small shipped model)",
     )
     parser.add_argument("--output", required=True, help="folder for checkpoints, logs and the trained model")
     parser.add_argument(
@@ -117,8 +121,12 @@ def run(stage: str, options: argparse.Namespace) -> None:
         return
     checkpoint = last_complete_checkpoint(output, world_size)
     set_seed(recipe.seed)
-    processor = AutoProcessor.from_pretrained(options.init_from)
-    model = AutoModelForImageTextToText.from_pretrained(options.init_from, dtype=torch.float32)
+    folder = model_folder(options.init_from)
+    processor = AutoProcessor.from_pretrained(folder)
+    model = AutoModelForImageTextToText.from_pretrained(folder, dtype=torch.float32)
+    words = [] if samples is None else unknown_words(processor.tokenizer, samples)
+    if words and "language_model" in recipe.trains:
+        learn_words(model, processor.tokenizer, words)
     set_trained_parts(model, recipe.trains)
     if recipe.lora_rank is not None:
         model = add_lora(model, recipe)
@@ -127,6 +135,8 @@ def run(stage: str, options: argparse.Namespace) -> None:
         write_run(output, manifest)
         if not options.streaming:
             print(report.summary())
+        if words:
+            print(f"{len(words)} words are new to the tokenizer: {' '.join(words[:20])}{' ...' * (len(words) > 20)}")
     frames = output / f"frames-{rank}"
     shutil.rmtree(frames, ignore_errors=True)  # of a run that was killed
     frames.mkdir()

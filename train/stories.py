@@ -6,6 +6,7 @@ Dims: B stories, T tokens.
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 
 from modeling_video_ma2mba.processing.processing_video_ma2mba import VideoMa2mbaProcessor
@@ -29,8 +30,12 @@ class Story:
 
 
 def tell_story(seed: Sequence[int], num_frames: int, size: int, questions: int) -> Story:
-    """Return a clip of `num_frames` frames as words, up to `questions` questions, and last its description."""
-    clip = make_clip(seed, num_frames, size, combinations=combinations("training"))
+    """Return a clip of `num_frames` frames as words, up to `questions` questions, and last its description.
+
+    It has two to six scenes of two frames or more: short stories of many scenes are quickest to learn from.
+    """
+    num_scenes = int(np.random.default_rng([*seed, 3]).integers(2, min(6, num_frames // 2) + 1))
+    clip = make_clip(seed, num_frames, size, num_scenes=num_scenes, combinations=combinations("training"))
     asked = [(question.text, question.answer) for question in ask(clip, questions, [*seed, 1])]
     asked.append((request_description([*seed, 2]), describe(clip)))
     return Story(" ".join(frame_caption(clip, frame) for frame in range(num_frames)), tuple(asked))

@@ -8,7 +8,7 @@ export OMP_NUM_THREADS=1
 # What CLIP and Mamba-2 weights are to a large model.
 python train/pretrain_tiny.py --output "$out/start"
 
-for part in "1 --count 2400" "1.5 --count 6000" "2 --count 12000" "evaluation --count 2160"; do
+for part in "1 --count 2400" "1.5 --count 6000" "2 --count 24000" "evaluation --count 2160"; do
     python train/make_synthetic_data.py $part --output "$out/data" --workers 2
 done
 
@@ -18,4 +18,4 @@ stage() { # script, data, start, output, further options
 }
 stage stage1 "llava-pretrain:$out/data/stage1.json" "$out/start" "$out/stage1" --batch-size 8
 stage stage1_5 "scenewalk-videos:$out/data/stage1_5.jsonl" "$out/stage1" "$out/stage1_5" --batch-size 8
-stage stage2 "llava:$out/data/stage2.json" "$out/stage1_5" "$out/stage2" --batch-size 4 --override epochs=2
+stage stage2 "llava:$out/data/stage2.json" "$out/stage1_5" "$out/stage2" --batch-size 4

@@ -35,10 +35,14 @@ def test_the_command(folder, annotations, scene_model, scene_processor, tmp_path
     assert "blank: " in out and "question only: " in out
 
     result = json.loads(output.read_text())
-    assert list(result["answers"]) == ["video", "blank", "shuffled", "question-only", "video, 4 frames"]
+    listed: dict[str, list[Answer]] = {}
+    for line in output.with_suffix(".answers.jsonl").read_text().splitlines():
+        row = json.loads(line)
+        listed.setdefault(row.pop("control"), []).append(Answer(**row))
+    assert list(listed) == ["video", "blank", "shuffled", "question-only", "video, 4 frames"]
     for name, options in {"shuffled": {"control": "shuffled"}, "video, 4 frames": {"num_frames": 4}}.items():
         expected = evaluate(scene_model, scene_processor, annotations, limit=9, **options)
-        assert [Answer(**row) for row in result["answers"][name]] == expected
+        assert listed[name] == expected
         assert result["summaries"][name]["all"] == summary(expected)["all"]
     assert set(result["place_of_blind"]) == {"blank", "question-only"}
     assert result["summaries"]["constant"]["all"]["asked"] == 9

@@ -27,7 +27,8 @@ RANK = os.environ.get("RANK", "0")
 
 
 def die():
-    os.kill(os.getpid(), signal.SIGKILL)
+    """Kill the process group: this process and its dataloader workers; torchrun then stops the other processes."""
+    os.killpg(os.getpgrp(), signal.SIGKILL)
 
 
 def dying(write, moment, place):

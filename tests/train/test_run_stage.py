@@ -107,6 +107,17 @@ def test_a_finished_run_says_so_and_stays_as_it_is(start, data, tmp_path, capsys
 
 
 @pytest.mark.parametrize("words", [(), ("--streaming",)])
+def test_a_run_whose_steps_are_done_only_writes_its_model(start, data, tmp_path, words):
+    """As if killed while the trained model was written, in the middle of an epoch."""
+    assert run("2", start, data / "questions.json", tmp_path / "run", *words) == 0
+    before = weights(tmp_path / "run")
+    (tmp_path / "run" / "model.safetensors").unlink()
+    assert run("2", start, data / "questions.json", tmp_path / "run", *words) == 0
+    after = weights(tmp_path / "run")
+    assert all(torch.equal(before[name], after[name]) for name in before)
+
+
+@pytest.mark.parametrize("words", [(), ("--streaming",)])
 def test_excluded_videos_are_not_trained_on(start, data, tmp_path, capsys, words):
     (tmp_path / "test.csv").write_text("video_name,question\n3,who\nfolder/5.mp4,what\n")
     words = ("--exclude", str(tmp_path / "test.csv"), *words)

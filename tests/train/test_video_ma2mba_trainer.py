@@ -81,7 +81,7 @@ def test_the_log_says_what_a_long_run_needs(trainer):
 
 
 def test_the_planner_learns_what_the_optimizer_holds(trainer):
-    made = trainer("1")
+    made = trainer("1", "checkpointing={method: ma-gc}")
     made.train()
     trained = sum(p.numel() for p in made.model.parameters() if p.requires_grad)
     assert made.model.model.language_model.checkpointing.settings.optimizer_bytes == 8 * trained

@@ -1,0 +1,39 @@
+"""Load a model and its processor for a command; a folder or device that will not do is named in clear words."""
+
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers.utils import logging
+
+from modeling_video_ma2mba.shipped_model import model_folder
+
+
+def check_model(model_path: str, device: str) -> None:
+    """Raise ValueError for a folder that is no model and a GPU that is not there; costs nothing."""
+    if model_path.startswith(("/", ".", "~")) and not Path(model_path).is_dir():
+        raise ValueError(
+            f"there is no model folder {model_path}: give a folder written by save_pretrained or a Hub name"
+        )
+    if Path(model_path).is_dir() and not (Path(model_path) / "config.json").is_file():
+        raise ValueError(f"{model_path} has no config.json: it is not a model folder")
+    if device.startswith("cuda") and not torch.cuda.is_available():
+        raise ValueError(f"device={device!r}: this PyTorch sees no GPU; use --device cpu")
+
+
+def load_model(model_path: str, device: str = "auto", dtype: str = "auto"):
+    """Return model, in eval mode on its device, and processor; "auto" is a GPU in bfloat16, else a CPU in float32.
+
+    Raises:
+        OSError, ValueError: the model cannot be loaded.
+    """
+    check_model(model_path, device)
+    model_path = model_folder(model_path)
+    if device == "auto":
+        device = "cuda" if torch.cuda.is_available() else "cpu"
+    if dtype == "auto":
+        dtype = "bfloat16" if device.startswith("cuda") else "float32"
+    logging.disable_progress_bar()
+    processor = AutoProcessor.from_pretrained(model_path)
+    model = AutoModelForImageTextToText.from_pretrained(model_path, dtype=getattr(torch, dtype)).to(device).eval()
+    return model, processor
