@@ -59,6 +59,11 @@ def _parser() -> argparse.ArgumentParser:
     _add_seen_options(chat)
     chat.set_defaults(run=_chat)
 
+    page = commands.add_parser("page", help="serve a web page: drop a video, see it watched, ask")
+    page.add_argument("--port", type=int, help="default: the first free one from 7860 on")
+    _add_model_options(page)
+    page.set_defaults(run=_page)
+
     convert = commands.add_parser(
         "convert", help="make a model from a Mamba-2 folder, with --vision a Video-Ma²mba ready for training"
     )
@@ -165,6 +170,13 @@ def _chat(arguments: argparse.Namespace) -> int:
     from modeling_video_ma2mba.processing.ask import chat_video
 
     chat_video(**_seen_options(arguments))
+    return 0
+
+
+def _page(arguments: argparse.Namespace) -> int:
+    from modeling_video_ma2mba.hub_cards.space_page import launch
+
+    launch(arguments.model, device=arguments.device, dtype=arguments.dtype, port=arguments.port)
     return 0
 
 

@@ -1,7 +1,9 @@
-"""Draw the README's figures: how MA-GC cuts the plane of layers and tokens; measured memory; and the paper's trends.
+"""Draw the README's figures: how MA-GC cuts layers and tokens; measured memory; the paper's trends; and watching.
 
 python benchmarks/figures.py        # writes benchmarks/figures/*.png
 """
+
+import statistics
 
 import matplotlib
 
@@ -9,7 +11,7 @@ matplotlib.use("Agg")
 
 import matplotlib.pyplot as plt
 from matplotlib.patches import Rectangle
-from readme_tables import ROOT, newest
+from readme_tables import ROOT, duration, newest
 
 FIGURES = ROOT / "benchmarks" / "figures"
 SHOWN = {
@@ -117,8 +119,55 @@ def draw_trends(path) -> None:
     plt.close(figure)
 
 
-if __name__ == "__main__":
+def draw_watching(path) -> None:
+    """Draw bytes and the time of an answer against the length of the video, ours beside a transformer's.
+
+    What was extrapolated is hollow.
+    """
+    rows = [row for row in newest("watching_tiny")["rows"] if "failure" not in row]
+    ours = [row for row in rows if row["kind"] == "watch"]
+    theirs = [row for row in rows if row["kind"] == "transformer"]
+    figure, (sizes, answers) = plt.subplots(1, 2, figsize=(10, 3.8))
+    our_lengths, their_lengths = ([row["frames"] for row in kind] for kind in (ours, theirs))
+    for name, label, style in (("memory", "the memory", "-"), ("peak_tensor", "all tensors while watching", ":")):
+        values = [row[f"{name}_bytes"] / 1e6 for row in ours]
+        sizes.plot(our_lengths, values, style, color="#4c72b0", marker="o", label=label)
+    values = [row["cache_bytes"] / 1e6 for row in theirs]
+    sizes.plot(their_lengths, values, color="#c44e52", marker="o", label="KV cache of an equal transformer")
+    sizes.set_ylabel("MB")
+    values = [1e3 * statistics.median(row["answer_seconds"]) for row in ours]
+    answers.plot(our_lengths, values, color="#4c72b0", marker="o", label="this model")
+    known = [row for row in theirs if "answer" in row]
+    lengths, values = [row["frames"] for row in known], [1e3 * row["answer"] for row in known]
+    answers.plot(lengths, values, color="#c44e52", label="an equal transformer")
+    for row in known:
+        colour = "white" if "answer" in row["extrapolated"] else "#c44e52"
+        answers.plot(row["frames"], 1e3 * row["answer"], "o", color="#c44e52", markerfacecolor=colour)
+    answers.set_ylabel("an answer after the first, ms")
+    lengths = sorted({*our_lengths, *their_lengths})
+    for axes in (sizes, answers):
+        axes.set_xscale("log")
+        axes.set_yscale("log")
+        axes.set_xticks(lengths, [duration(n) for n in lengths])
+        axes.minorticks_off()
+        axes.set_xlabel("length of the video")
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150, bbox_inches="tight")
+    plt.close(figure)
+
+
+def main() -> None:
+    """Draw what there are results for, and name what is missing."""
     FIGURES.mkdir(exist_ok=True)
-    draw_grid(FIGURES / "ma_gc_grid.png")
-    draw_memory(FIGURES / "ma_gc_memory.png")
-    draw_trends(FIGURES / "trends.png")
+    draws = {"ma_gc_grid": draw_grid, "ma_gc_memory": draw_memory, "trends": draw_trends, "watching": draw_watching}
+    for name, draw in draws.items():
+        try:
+            draw(FIGURES / f"{name}.png")
+        except FileNotFoundError as error:
+            print(f"{name}.png was not drawn: {error}")
+
+
+if __name__ == "__main__":
+    main()

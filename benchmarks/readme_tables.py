@@ -6,6 +6,7 @@ python benchmarks/readme_tables.py --write    # put them into README.md, between
 
 import argparse
 import json
+import statistics
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -27,9 +28,14 @@ END = "<!-- end -->"
 
 
 def newest(question: str) -> dict:
-    """Return the newest result of a question (file names end with the date), with its file name."""
+    """Return the newest result of a question (file names end with the date), with its file name.
+
+    Raises FileNotFoundError where there is none.
+    """
     results = (ROOT / "benchmarks" / "results").glob(f"{question}_*.json")
     own = [path for path in results if path.stem.rsplit("_", 2)[0] == question]
+    if not own:
+        raise FileNotFoundError(f"benchmarks/results has no {question}_*.json: run the benchmark that writes it")
     paths = sorted(own, key=lambda p: p.stem.split("_")[-1])
     return json.loads(paths[-1].read_text(encoding="utf-8")) | {"file": paths[-1].name}
 
@@ -140,6 +146,65 @@ def trends_tables() -> str:
             lines.append(f"| {row['label']} | {' | '.join(cells)} |")
         tables += ["\n".join(lines), score_table({row["label"]: row["scores"] for row in rows})]
     return "\n\n".join(tables)
+
+
+def watching_table(question: str = "watching_tiny") -> str:
+    """Watching by length of video, ours beside a transformer with its KV cache; a real film; speed of decoding."""
+    result = newest(question)
+    rows = [row for row in result["rows"] if "failure" not in row]
+    kinds = {kind: {row["frames"]: row for row in rows if row["kind"] == kind} for kind in ("watch", "transformer")}
+    hardware = result["hardware"]
+    where = hardware["gpu"] if result["settings"]["device"] == "cuda" else hardware["cpu"]
+    some = next(iter(kinds["watch"].values()))
+    lines = [
+        f"Watching generated video at 1 FPS, {some['tokens'] // some['frames']} tokens a frame, with the "
+        f"{result['settings']['preset']} model ({some['weight_bytes'] / 1e6:,.0f} MB of weights, random), and a Llama "
+        "of equal width, depth and parameters behind the same tower, with transformers' KV cache. Median time of an "
+        f"answer of {result['settings']['answer']['max_new_tokens']} tokens, after the first. {where}, "
+        f"{some['threads']} threads (`results/{result['file']}`). * extrapolated: time of reading by a quadratic, of "
+        "an answer by a line.",
+        "",
+        "| video | x real time | tensors at most | process grew by | memory | answer | transformer: x real time | "
+        "KV cache | answer |",
+        f"| --- |{' --- |' * 8}",
+    ]
+    for frames in sorted(kinds["watch"].keys() | kinds["transformer"].keys()):
+        ours, theirs = (kinds[kind].get(frames) for kind in ("watch", "transformer"))
+        cells = [""] * 8
+        if ours:
+            sizes = [ours[f"{name}_bytes"] / 1e6 for name in ("peak_tensor", "rss_growth", "memory")]
+            cells[:4] = [f"{frames / ours['seconds']:,.0f}", *(f"{size:,.1f} MB" for size in sizes)]
+            cells[4] = f"{statistics.median(ours['answer_seconds']) * 1e3:,.0f} ms"
+        if theirs:
+            star = {name: "*" if name in theirs["extrapolated"] else "" for name in ("seconds", "answer")}
+            if "seconds" in theirs:
+                cells[5] = f"{frames / theirs['seconds']:,.0f}{star['seconds']}"
+            cells[6] = f"{theirs['cache_bytes'] / 1e6:,.1f} MB"
+            if "answer" in theirs:
+                cells[7] = f"{theirs['answer'] * 1e3:,.0f} ms{star['answer']}"
+        lines.append(f"| {duration(frames)} | {' | '.join(cells)} |")
+    for row in rows:
+        if row["kind"] == "film":
+            film = f"H.264, {row['size']} px, {row['film_fps']} FPS, {duration(row['frames'])}"
+            speed = row["frames"] / row["seconds"]
+            lines += ["", f"A file ({film}), decoded and watched: {speed:,.0f} x real time."]
+        if row["kind"] == "speed":
+            speeds = [row.get(f"{n}_tokens_per_second") for n in ("prefill", "decode", "compiled_decode")]
+            told = ["failed" if speed is None else f"{speed:,.0f}" for speed in speeds]
+            lines += [
+                "",
+                f"Tokens per second: prefill of {row['tokens']:,} tokens {told[0]}, decoding {told[1]}, with "
+                f"torch.compile {told[2]}.",
+            ]
+    return "\n".join(lines)
+
+
+def duration(seconds: int) -> str:
+    """Return 60 -> "1 min", 86400 -> "24 h"."""
+    for name, size in (("h", 3600), ("min", 60)):
+        if seconds >= size:
+            return f"{seconds / size:.3g} {name}"
+    return f"{seconds} s"
 
 
 def with_tables(readme: str) -> str:

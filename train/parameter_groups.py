@@ -14,12 +14,16 @@ _PREFIXES = {
     "language_model": ("model.language_model.", "lm_head."),
     "vision_tower": ("model.vision_tower.",),
 }
+# What PEFT, FSDP1 and torch.compile put into the names.
+_WRAPPERS = ("base_model.model.", "_fsdp_wrapped_module.", "_orig_mod.")
 _NEVER_DECAYED = ("A_log", "D", "dt_bias")
 _EMBEDDINGS = ("position_embedding", "class_embedding", "language_model.embeddings", "lm_head")
 
 
 def part_of(name: str) -> str:
-    """Return the part of `recipes.PARTS` that a parameter of the video model belongs to."""
+    """Return the part of `recipes.PARTS` that a parameter of the video model, wrapped or not, belongs to."""
+    for wrapper in _WRAPPERS:
+        name = name.replace(wrapper, "")
     for part, prefixes in _PREFIXES.items():
         if name.startswith(prefixes):
             return part
@@ -49,7 +53,7 @@ def parameter_groups(model: nn.Module, recipe: Recipe) -> list[dict]:
     for name, parameter in model.named_parameters():
         if not parameter.requires_grad:
             continue
-        is_vision = part_of(name.removeprefix("base_model.model.")) == "vision_tower"
+        is_vision = part_of(name) == "vision_tower"
         rate = recipe.vision_learning_rate if is_vision and recipe.vision_learning_rate else recipe.learning_rate
         decay = recipe.weight_decay if decays(name, parameter) else 0.0
         key = ("vision" if is_vision else "language", bool(decay), str(parameter.dtype).removeprefix("torch."))

@@ -187,6 +187,7 @@ def run(stage: str, options: argparse.Namespace) -> None:
             model.save_pretrained(output / "adapter")
         trainer.model = model.merge_and_unload()
     trainer.save_model(str(output))
+    trainer.save_state()
     if rank == 0:
         write_run(output, manifest, finished=True)
 

@@ -3,6 +3,7 @@ and a guard that stops at the first number that is not finite.
 """
 
 import dataclasses
+import math
 import time
 
 import torch
@@ -88,7 +89,11 @@ class VideoMa2mbaTrainer(Trainer):
 
     def training_step(self, model, inputs, num_items_in_batch=None):
         loss = super().training_step(model, inputs, num_items_in_batch)
-        if self.accelerator.sync_gradients:  # every step: a bad one must not reach the weights
+        if self.is_deepspeed_enabled:  # it keeps gradients to itself, and has stepped already
+            norm = model.get_global_grad_norm()
+            if norm is not None and not math.isfinite(norm):
+                self._stop(f"the gradient's norm is {float(norm)}", None, "Checkpoints")
+        elif self.accelerator.sync_gradients:  # every step: a bad one must not reach the weights
             norms = gradient_norms(self.accelerator.unwrap_model(model))
             bad = [part for part, norm in norms.items() if not torch.isfinite(norm)]
             if bad:
@@ -98,10 +103,10 @@ class VideoMa2mbaTrainer(Trainer):
             self._norms = {f"grad_norm_{part}": norm.item() for part, norm in norms.items()}
         return loss
 
-    def _stop(self, what: str, where: str | None) -> None:
+    def _stop(self, what: str, where: str | None, unharmed: str = "Weights and checkpoints") -> None:
         step = self.state.global_step
         raise FloatingPointError(
-            f"step {step + 1}: {what}; first seen in {where or 'the sum over the batch'}. Weights and checkpoints are "
+            f"step {step + 1}: {what}; first seen in {where or 'the sum over the batch'}. {unharmed} are "
             f"those of step {step}: lower the learning rate, or look at this batch"
         )
 
@@ -138,7 +143,7 @@ def gradient_norms(model: nn.Module) -> dict[str, torch.Tensor]:
     squares = {}
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
-            part = part_of(name.removeprefix("base_model.model."))
+            part = part_of(name)
             squares[part] = squares.get(part, 0) + parameter.grad.float().square().sum()
     return {part: square.sqrt() for part, square in squares.items()}
 

@@ -8,7 +8,7 @@ export OMP_NUM_THREADS=1
 # What CLIP and Mamba-2 weights are to a large model.
 python train/pretrain_tiny.py --output "$out/start"
 
-for part in "1 --count 2400" "1.5 --count 6000" "2 --count 24000" "evaluation --count 2160"; do
+for part in "1 --count 4800" "1.5 --count 6000" "2 --count 24000" "evaluation --count 2160"; do
     python train/make_synthetic_data.py $part --output "$out/data" --workers 2
 done
 
@@ -19,3 +19,20 @@ stage() { # script, data, start, output, further options
 stage stage1 "llava-pretrain:$out/data/stage1.json" "$out/start" "$out/stage1" --batch-size 8
 stage stage1_5 "scenewalk-videos:$out/data/stage1_5.jsonl" "$out/stage1" "$out/stage1_5" --batch-size 8
 stage stage2 "llava:$out/data/stage2.json" "$out/stage1_5" "$out/stage2" --batch-size 4
+
+# The folder without its code, which is this package.
+card=hub_cards/tiny
+cp "$out/stage2/"{generation_config.json,model.safetensors,processor_config.json,tokenizer.json,tokenizer_config.json} \
+    "$out/stage2/"{chat_template.jinja,run.json} "$card"
+python - "$out/stage2/config.json" "$card/config.json" <<'END'
+import json, sys
+config = json.load(open(sys.argv[1]))
+config = {name: value for name, value in config.items() if name not in ("auto_map", "custom_pipelines")}
+json.dump(config, open(sys.argv[2], "w"), indent=2, sort_keys=True)
+END
+mkdir -p "$card/logs"
+for stage in start/tower start/language stage1 stage1_5 stage2; do
+    cp "$out/$stage/trainer_state.json" "$card/logs/$(basename $stage).json"
+done
+python eval/evaluate_scenes.py --model "$card" --data "$out/data/evaluation.json" --output "$card/evaluation.json"
+python benchmarks/readme_tables.py --write

@@ -4,7 +4,12 @@ import pytest
 import torch
 
 from modeling_video_ma2mba import VideoMa2mbaForConditionalGeneration
-from modeling_video_ma2mba.train.parameter_groups import check_master_weights, parameter_groups, set_trained_parts
+from modeling_video_ma2mba.train.parameter_groups import (
+    check_master_weights,
+    parameter_groups,
+    part_of,
+    set_trained_parts,
+)
 from modeling_video_ma2mba.train.recipes import load_recipe
 
 
@@ -60,3 +65,11 @@ def test_narrow_weights_without_a_master_copy_are_refused(model):
     check_master_weights(model.bfloat16(), has_master_copy=True)
     with pytest.raises(ValueError, match="16-bit"):
         check_master_weights(model, has_master_copy=False)
+
+
+@pytest.mark.parametrize("wrapper", ["base_model.model.", "_fsdp_wrapped_module.", "_orig_mod."])
+def test_wrapped_names_belong_to_the_same_part(wrapper):
+    assert part_of(f"{wrapper}model.vision_tower.embeddings.weight") == "vision_tower"
+    assert part_of(f"model.language_model.{wrapper}layers.0.norm.weight") == "language_model"
+    with pytest.raises(ValueError, match="belongs to no part"):
+        part_of(f"{wrapper}other.weight")
