@@ -17,9 +17,10 @@ from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
 TOWER_STEPS, PICTURES, TOWER_RATE = 2750, 128, 1e-3
-LANGUAGE_STEPS, STORIES, LANGUAGE_RATE = 1300, 8, 3e-3
+LANGUAGE_STEPS, STORIES, LANGUAGE_RATE = 2400, 8, 3e-3
 PICTURES_PER_CLIP, CLIP_FRAMES = 4, 8
-STORY_FRAMES = (6, 12, 24)  # each a sentence of about six words; longer stories join in later
+STORY_FRAMES = (6, 12, 24, 48)  # each a sentence of about five words; longer stories join in later
+TEXT_SHARE = 0.5  # of the steps: to predict the story helps to remember it, and once that is learned only adds noise
 STORY_SIZE = 28  # pixels; nobody looks at a story's frames
 QUESTIONS = 20
 # Of a seed, behind the user's: no other part of the training draws these clips.
@@ -103,7 +104,8 @@ def _train_language(output: Path, seed: int, steps: int) -> Path:
             lengths = 1 + len(STORY_FRAMES) * index // steps
             frames = STORY_FRAMES[index % lengths]
             seeds = [(_STORY_SEED, seed, index, row) for row in range(STORIES)]
-            return [tell_story(one, frames, STORY_SIZE, QUESTIONS) for one in seeds]
+            learn_text = index < TEXT_SHARE * steps
+            return [tell_story(one, frames, STORY_SIZE, QUESTIONS, learn_text) for one in seeds]
 
     trainer = VideoMa2mbaTrainer(
         model=model,

@@ -4,7 +4,7 @@
     describe(clip)  # red circle left . blue square up . digit 7 .
     ask(clip, count=20, seed=0)  # Question(type="edge", text="which colour was shown first ?", answer="red"), ...
 
-What is held out is fixed here: `combinations` of colour, shape and direction, and `wordings` of the questions. Words
+What is held out is fixed: `combinations` of colour, shape and direction here, `wordings` in `scene_wordings`. Words
 are separated by spaces, signs too, so that a tokenizer of whole words needs `vocabulary()` only.
 
 A question names a scene by colour and shape only where no other scene of the clip has both.
@@ -18,6 +18,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from modeling_video_ma2mba.train.scene_wordings import HELD_OUT_WORDINGS, TRAINING_WORDINGS
 from modeling_video_ma2mba.train.synthetic_video import COLOURS, DIRECTIONS, SHAPES, Clip, Combination, Scene
 
 SPLITS = ("training", "held-out")
@@ -42,111 +43,7 @@ TYPE_WEIGHTS = {
 }
 TYPES = tuple(TYPE_WEIGHTS)
 
-_SCENE_TRAINING = (
-    "what {attribute} in the {place} scene ?",
-    "which {attribute} was shown {place} ?",
-    "what was the {attribute} of the {place} scene ?",
-    "the {place} scene : which {attribute} ?",
-    "name the {attribute} of the {place} scene .",
-)
-_SCENE_HELD_OUT = (
-    "which {attribute} was in the {place} scene ?",
-    "what {attribute} was shown {place} ?",
-    "name the {attribute} in the {place} scene .",
-)
-_NEXT_TRAINING = (
-    "what came just {relation} the {scene} ?",
-    "which scene came just {relation} the {scene} ?",
-    "what was shown just {relation} the {scene} ?",
-    "just {relation} the {scene} : what came ?",
-    "name the scene just {relation} the {scene} .",
-)
-_NEXT_HELD_OUT = (
-    "which scene was shown just {relation} the {scene} ?",
-    "just {relation} the {scene} : what was shown ?",
-    "name what came just {relation} the {scene} .",
-)
-
-
-def _related(templates: Sequence[str], relation: str) -> tuple[str, ...]:
-    return tuple(template.replace("{relation}", relation) for template in templates)
-
-
-# Every word of a held-out wording stands in a wording for training.
-_WORDINGS = {
-    "training": {
-        "edge": _SCENE_TRAINING,
-        "index": _SCENE_TRAINING,
-        "after": _related(_NEXT_TRAINING, "after"),
-        "before": _related(_NEXT_TRAINING, "before"),
-        "count": (
-            "how many {kind} scenes ?",
-            "how many {kind} scenes were shown ?",
-            "how many {kind} scenes came ?",
-            "what was the number of {kind} scenes ?",
-            "count the {kind} scenes .",
-        ),
-        "motion": (
-            "which way did the {scene} move ?",
-            "where did the {scene} move ?",
-            "what way did the {scene} go ?",
-            "the {scene} : which way did it move ?",
-            "name the way of the {scene} .",
-        ),
-        "order": (
-            "did the {scene} come before the {other} ?",
-            "was the {scene} shown before the {other} ?",
-            "was the {scene} before the {other} ?",
-            "the {scene} : did it come before the {other} ?",
-        ),
-        "duration": (
-            "which lasted longer , the {place} or the {other} scene ?",
-            "which scene lasted longer , the {place} or the {other} ?",
-            "which scene was longer , the {place} or the {other} ?",
-            "the {place} or the {other} scene : which lasted longer ?",
-        ),
-        "needle": (
-            "which digit was shown ?",
-            "what digit was shown ?",
-            "what was the digit ?",
-            "the digit : which was it ?",
-            "name the digit .",
-        ),
-        "describe": ("describe the scenes .", "describe what was shown ."),
-    },
-    "held-out": {
-        "edge": _SCENE_HELD_OUT,
-        "index": _SCENE_HELD_OUT,
-        "after": _related(_NEXT_HELD_OUT, "after"),
-        "before": _related(_NEXT_HELD_OUT, "before"),
-        "count": (
-            "name the number of {kind} scenes .",
-            "what was the number of {kind} scenes shown ?",
-            "the {kind} scenes : how many ?",
-        ),
-        "motion": (
-            "which way did the {scene} go ?",
-            "what way did the {scene} move ?",
-            "the {scene} : where did it move ?",
-        ),
-        "order": (
-            "did the {scene} scene come before the {other} scene ?",
-            "the {scene} : was it before the {other} ?",
-            "the {scene} : was it shown before the {other} ?",
-        ),
-        "duration": (
-            "which was longer , the {place} or the {other} scene ?",
-            "the {place} or the {other} scene : which was longer ?",
-            "the {place} or the {other} : which scene lasted longer ?",
-        ),
-        "needle": (
-            "which was the digit ?",
-            "name the digit shown .",
-            "the digit shown : what was it ?",
-        ),
-        "describe": ("describe the scenes shown .",),
-    },
-}
+_WORDINGS = {"training": TRAINING_WORDINGS, "held-out": HELD_OUT_WORDINGS}
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -216,15 +113,15 @@ def vocabulary() -> list[str]:
     texts = ["".join(text for text, *_ in string.Formatter().parse(template)) for template in texts]
     words = {word for text in texts for word in text.split()}
     words |= {*COLOURS, *SHAPES, *DIRECTIONS, *ORDINALS, *ROWS, *COLUMNS, *map(str, range(10))}
-    return sorted(words | {"colour", "shape", "last", "yes", "no", "digit", "at", ".", NONE})
+    return sorted(words | {"colour", "shape", "last", "yes", "no", "digit", ".", NONE})
 
 
 def frame_caption(clip: Clip, frame: int) -> str:
-    """Return what one frame shows: "red circle at top left . digit 7 ."; without a digit it says nothing of it."""
+    """Return what one frame shows: "red circle top left . digit 7 ."; without a digit it says nothing of it."""
     scene = next(scene for scene in clip.scenes if scene.start_frame <= frame < scene.end_frame)
     x, y = scene.centres[frame - scene.start_frame]
     row, column = (sum(part > bound for bound in PLACE_BOUNDS) for part in (y, x))
-    shown = f"{name(scene)} at {ROWS[row]} {COLUMNS[column]} ."
+    shown = f"{name(scene)} {ROWS[row]} {COLUMNS[column]} ."
     return shown + (f" digit {clip.needle.digit} ." if clip.needle is not None and clip.needle.frame == frame else "")
 
 

@@ -27,9 +27,10 @@ class Story:
 
     text: str
     turns: tuple[tuple[str, str], ...]
+    learn_text: bool = True  # the answers alone count in the loss if not
 
 
-def tell_story(seed: Sequence[int], num_frames: int, size: int, questions: int) -> Story:
+def tell_story(seed: Sequence[int], num_frames: int, size: int, questions: int, learn_text: bool = True) -> Story:
     """Return a clip of `num_frames` frames as words, up to `questions` questions, and last its description.
 
     It has two to six scenes of two frames or more: short stories of many scenes are quickest to learn from.
@@ -38,11 +39,11 @@ def tell_story(seed: Sequence[int], num_frames: int, size: int, questions: int) 
     clip = make_clip(seed, num_frames, size, num_scenes=num_scenes, combinations=combinations("training"))
     asked = [(question.text, question.answer) for question in ask(clip, questions, [*seed, 1])]
     asked.append((request_description([*seed, 2]), describe(clip)))
-    return Story(" ".join(frame_caption(clip, frame) for frame in range(num_frames)), tuple(asked))
+    return Story(" ".join(frame_caption(clip, frame) for frame in range(num_frames)), tuple(asked), learn_text)
 
 
 class StoryCollator:
-    """Makes a batch of one list of stories; the story stands where a video would, and story and answers count."""
+    """Makes a batch of one list of stories; the story stands where a video would; answers count, stories at first."""
 
     def __init__(self, processor: VideoMa2mbaProcessor):
         self.processor = processor
@@ -59,7 +60,8 @@ class StoryCollator:
             ids = batch["input_ids"][row]
             start = ids.tolist().index(user) + 1
             counts[row] = answer_positions(ids, assistant, tokenizer.eos_token_id)
-            counts[row, start : start + len(tokenizer(story.text, add_special_tokens=False)["input_ids"])] = True
+            if story.learn_text:
+                counts[row, start : start + len(tokenizer(story.text, add_special_tokens=False)["input_ids"])] = True
         batch["labels"] = batch["input_ids"].masked_fill(~counts, IGNORE_INDEX)
         return batch
 

@@ -98,9 +98,9 @@ def test_captions_are_true():
 
 def test_places_in_frame_captions_follow_the_motion():
     clip = make_clip(1, 8, 56, num_scenes=1, combinations=[("red", "circle", "right")])
-    columns = [frame_caption(clip, i).split()[4] for i in range(8)]
+    columns = [frame_caption(clip, i).split()[3] for i in range(8)]
     assert columns == sorted(columns, key=["left", "centre", "right"].index) and columns[0] == "left"
-    assert columns[-1] == "right" and len({frame_caption(clip, i).split()[3] for i in range(8)}) == 1
+    assert columns[-1] == "right" and len({frame_caption(clip, i).split()[2] for i in range(8)}) == 1
     for i in set(range(8)) - {clip.needle and clip.needle.frame}:
         y, x = np.nonzero(np.abs(clip.frames[i].astype(int) - clip.scenes[0].background).sum(axis=2) > 100)
         assert ((x.mean() + 0.5) / 56, (y.mean() + 0.5) / 56) == pytest.approx(clip.scenes[0].centres[i], abs=0.02)
@@ -142,7 +142,7 @@ def test_the_seed_decides():
     clip = make_clip((9, 1), 32, 16)
     assert ask(clip, 20, 3) == ask(clip, 20, 3) and ask(clip, 20, 3) != ask(clip, 20, 4)
     assert ask(clip, 20, 3) != ask(clip, 20, 3, "held-out")
-    assert {request_description(seed) for seed in range(20)} == set(wordings("training")["describe"])
+    assert {request_description(seed) for seed in range(100)} == set(wordings("training")["describe"])
     with pytest.raises(ValueError, match="held-out"):
         ask(clip, 1, 0, "test")
     with pytest.raises(ValueError, match="needle"):
@@ -154,10 +154,10 @@ PINNED_DESCRIPTION = (
     "yellow triangle down . white cross right . purple square down . digit 6 ."
 )
 PINNED_QUESTIONS = [
-    ("count colour", "how many white scenes were shown ?", "2"),
-    ("duration first last", "which scene was longer , the last or the first ?", "last"),
-    ("edge colour", "what colour in the first scene ?", "yellow"),
-    ("motion", "the yellow triangle : which way did it move ?", "down"),
+    ("count colour", "the number of white scenes shown ?", "2"),
+    ("duration first last", "the last or the first scene : which lasted longer ?", "last"),
+    ("edge colour", "what colour was first ?", "yellow"),
+    ("motion", "the yellow triangle : what way was it moving ?", "down"),
 ]
 
 
