@@ -22,13 +22,20 @@ stage stage2 "llava:$out/data/stage2.json" "$out/stage1_5" "$out/stage2" --batch
 
 # The folder without its code, which is this package.
 card=hub_cards/tiny
-cp "$out/stage2/"{generation_config.json,model.safetensors,processor_config.json,tokenizer.json,tokenizer_config.json} \
-    "$out/stage2/"{chat_template.jinja,run.json} "$card"
-python - "$out/stage2/config.json" "$card/config.json" <<'END'
-import json, sys
-config = json.load(open(sys.argv[1]))
-config = {name: value for name, value in config.items() if name not in ("auto_map", "custom_pipelines")}
-json.dump(config, open(sys.argv[2], "w"), indent=2, sort_keys=True)
+cp "$out/stage2/"{generation_config.json,model.safetensors,tokenizer.json,chat_template.jinja,run.json} "$card"
+python - "$out/stage2" "$card" <<'END'
+import json, pathlib, sys
+
+source, card = map(pathlib.Path, sys.argv[1:])
+
+def without_code(value):
+    if not isinstance(value, dict):
+        return value
+    return {name: without_code(part) for name, part in value.items() if name not in ("auto_map", "custom_pipelines")}
+
+for name in ("config.json", "processor_config.json", "tokenizer_config.json"):
+    settings = without_code(json.loads((source / name).read_text()))
+    (card / name).write_text(json.dumps(settings, indent=2, sort_keys=True) + "\n")
 END
 mkdir -p "$card/logs"
 for stage in start/tower start/language stage1 stage1_5 stage2; do
