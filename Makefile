@@ -40,7 +40,7 @@ $(NEWEST)/.installed: pyproject.toml .ci/constraints-newest.txt Makefile
 
 # The Triton kernels are tested in Triton's interpreter: mamba-ssm is installed without its CUDA parts.
 $(NEWEST)/.installed-tests: $(NEWEST)/.installed
-	$(NEWEST)/bin/python -m pip install --quiet -e ".[dev,decord]" matplotlib triton einops ninja setuptools wheel -c .ci/constraints-newest.txt
+	$(NEWEST)/bin/python -m pip install --quiet -e ".[dev,decord,eval]" triton einops ninja setuptools wheel -c .ci/constraints-newest.txt
 	MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE \
 		$(NEWEST)/bin/python -m pip install --quiet --no-build-isolation --no-deps mamba-ssm==2.3.2.post1
 	touch $@

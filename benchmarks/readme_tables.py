@@ -1,7 +1,7 @@
-"""Print the README's benchmark tables from the newest result files.
+"""Print the tables of README and model card from the newest result files.
 
 python benchmarks/readme_tables.py            # print them
-python benchmarks/readme_tables.py --write    # put them into README.md, between its markers
+python benchmarks/readme_tables.py --write    # put them between the markers of README.md and the card
 """
 
 import argparse
@@ -10,19 +10,23 @@ import statistics
 from pathlib import Path
 
 ROOT = Path(__file__).resolve().parent.parent
-# Marker in the README -> what stands between it and the next `END`.
+CARD = "hub_cards/tiny/README.md"
+# File -> marker in it -> what stands between that and the next `END`.
 MARKERS = {
-    "<!-- benchmarks/readme_tables.py: checkpointing -->\n": lambda: (
-        "\n\n".join(
-            checkpointing_table(question, what)
-            for question, what in (
-                ("ma_gc_small", "one sequence of text"),
-                ("ma_gc_small_vision", "video with a trained tower of 6 layers and 16 tokens a frame"),
+    "README.md": {
+        "<!-- benchmarks/readme_tables.py: checkpointing -->\n": lambda: (
+            "\n\n".join(
+                checkpointing_table(question, what)
+                for question, what in (
+                    ("ma_gc_small", "one sequence of text"),
+                    ("ma_gc_small_vision", "video with a trained tower of 6 layers and 16 tokens a frame"),
+                )
             )
-        )
-        + "\n"
-    ),
-    "<!-- benchmarks/readme_tables.py: speed -->\n": lambda: f"{scan_table()}\n\n{decoding_table()}\n",
+            + "\n"
+        ),
+        "<!-- benchmarks/readme_tables.py: speed -->\n": lambda: f"{scan_table()}\n\n{decoding_table()}\n",
+    },
+    CARD: {"<!-- benchmarks/readme_tables.py: shipped -->\n": lambda: f"{shipped_tables()}\n"},
 }
 END = "<!-- end -->"
 
@@ -199,6 +203,20 @@ def watching_table(question: str = "watching_tiny") -> str:
     return "\n".join(lines)
 
 
+def shipped_tables() -> str:
+    """What the shipped model answers rightly, beside its controls, and by length of video."""
+    from modeling_video_ma2mba.eval.scene_scores import length_table, score_table
+
+    summaries = json.loads((ROOT / CARD).with_name("evaluation.json").read_text(encoding="utf-8"))["summaries"]
+    lines = [
+        "Right answers in percent, with 95 % intervals (`evaluation.json`):",
+        score_table(summaries),
+        "By length of the video:",
+        length_table(summaries["video"]),
+    ]
+    return "\n\n".join(lines)
+
+
 def duration(seconds: int) -> str:
     """Return 60 -> "1 min", 86400 -> "24 h"."""
     for name, size in (("h", 3600), ("min", 60)):
@@ -207,22 +225,24 @@ def duration(seconds: int) -> str:
     return f"{seconds} s"
 
 
-def with_tables(readme: str) -> str:
-    """Return the README with every table made from the newest results."""
-    for marker, table in MARKERS.items():
-        before, rest = readme.split(marker)
-        readme = before + marker + table() + rest[rest.index(END) :]
-    return readme
+def with_tables(file: str) -> str:
+    """Return the text of a file of `MARKERS` with every table made from the newest results."""
+    text = (ROOT / file).read_text(encoding="utf-8")
+    for marker, table in MARKERS[file].items():
+        before, rest = text.split(marker)
+        text = before + marker + table() + rest[rest.index(END) :]
+    return text
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--write", action="store_true", help="put the tables into README.md")
-    if not parser.parse_args().write:
-        print("\n".join(table() for table in MARKERS.values()))
-        return
-    path = ROOT / "README.md"
-    path.write_text(with_tables(path.read_text(encoding="utf-8")), encoding="utf-8")
+    parser.add_argument("--write", action="store_true", help=f"put the tables into {' and '.join(MARKERS)}")
+    options = parser.parse_args()
+    for file, tables in MARKERS.items():
+        if options.write:
+            (ROOT / file).write_text(with_tables(file), encoding="utf-8")
+        else:
+            print("\n".join(table() for table in tables.values()))
 
 
 if __name__ == "__main__":

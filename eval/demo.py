@@ -18,7 +18,7 @@ from modeling_video_ma2mba.train.make_synthetic_data import Plan, write_data
 FRAMES = (16, 32, 64)
 # Of the videos: another one than that of the evaluation whose scores are in the card.
 _FIRST_SEED = 1000
-NEEDED = 0.8  # of the answers right, or something is broken
+NEEDED = 0.7  # of the answers right, or something is broken
 
 
 def run_demo(output: str, seed: int, questions: int) -> int:

@@ -88,13 +88,13 @@ def score_table(summaries: Mapping[str, dict]) -> str:
 
 
 def length_table(found: dict) -> str:
-    """Return a Markdown table of one summary: a row for each type and for all, a column for each length of video."""
+    """Return a Markdown table of one summary, also one read from JSON: rows as above, a column for each length."""
     rows = []
     for type in [*found["by_type"], "all"]:
         scores = found["by_frames"] if type == "all" else found["by_type_and_frames"][type]
         cells = [f"{100 * scores[n]['accuracy']:.1f}" if n in scores else "" for n in found["by_frames"]]
         rows.append([type, *cells])
-    return _table(["type", *(f"{n:,} frames" for n in found["by_frames"])], rows)
+    return _table(["type", *(f"{int(n):,} frames" for n in found["by_frames"])], rows)
 
 
 def _by_frames(answers: Sequence[Answer], lengths: Sequence[int]) -> dict[int, dict]:

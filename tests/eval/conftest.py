@@ -1,6 +1,8 @@
 """What tests of the evaluation share: generated videos with questions, and a tiny model that knows their words."""
 
 import copy
+import shutil
+from pathlib import Path
 
 import pytest
 import torch
@@ -10,6 +12,7 @@ from transformers import PreTrainedTokenizerFast
 from modeling_video_ma2mba import VideoMa2mbaForConditionalGeneration, VideoMa2mbaImageProcessor, VideoMa2mbaProcessor
 from modeling_video_ma2mba.train.make_synthetic_data import Plan, write_data
 from modeling_video_ma2mba.train.scene_questions import vocabulary
+from tests.eval.fixtures import SAMPLES, make_benchmark
 
 SPECIAL = ["<image>", "<video>", "<|system|>", "<|user|>", "<|assistant|>"]
 
@@ -44,3 +47,20 @@ def scene_model(tiny_video_config, scene_processor):
     config.text_config.vocab_size = len(scene_processor.tokenizer)
     torch.manual_seed(0)
     return VideoMa2mbaForConditionalGeneration(config).eval()
+
+
+@pytest.fixture(scope="session")
+def benchmarks(tmp_path_factory):
+    """The folder of every benchmark, by name, with two videos a part; tests must not change them."""
+    folder = tmp_path_factory.mktemp("benchmarks")
+    return {name: make_benchmark(name, folder / name) for name in SAMPLES}
+
+
+@pytest.fixture
+def benchmark_copy(benchmarks, tmp_path):
+    """Makes a copy of a benchmark that a test may damage, and returns its folder."""
+
+    def copied(name):
+        return Path(shutil.copytree(benchmarks[name], tmp_path / name))
+
+    return copied
