@@ -11,23 +11,31 @@ from transformers import (
     AutoConfig,
     AutoModel,
     AutoModelForCausalLM,
+    AutoModelForImageClassification,
     AutoModelForImageTextToText,
     AutoModelForMultimodalLM,
+    AutoModelForVideoClassification,
     AutoProcessor,
 )
 
-# The real class also where torchvision is missing (`transformers.AutoImageProcessor` is a placeholder there on 5.17).
+# The real classes also where torchvision is missing (the names in `transformers` itself are placeholders there).
 from transformers.models.auto.image_processing_auto import AutoImageProcessor
+from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
 from .configuration_video_ma2mba import Ma2mbaConfig, VideoMa2mbaConfig
+from .configuration_videomamba import VideoMambaConfig
 from .generation_video_ma2mba import RepetitionStop
 from .live_frames import LiveFrames
 from .modeling_ma2mba import Ma2mbaForCausalLM, Ma2mbaModel
 from .modeling_video_ma2mba import VideoMa2mbaForConditionalGeneration, VideoMa2mbaModel
+from .modeling_videomamba import VideoMambaForImageClassification, VideoMambaForVideoClassification, VideoMambaModel
 from .pipeline_video_qa import VideoQAPipeline
 from .processing.image_processing_video_ma2mba import VideoMa2mbaImageProcessor
+from .processing.image_processing_videomamba import VideoMambaImageProcessor
 from .processing.processing_video_ma2mba import VideoMa2mbaProcessor
+from .processing.processing_videomamba import VideoMambaProcessor
+from .processing.video_processing_videomamba import VideoMambaVideoProcessor
 from .shipped_model import SHIPPED, is_shipped, model_folder
 from .state import RecurrentState
 from .video_memory import VideoMemory
@@ -45,6 +53,13 @@ AutoImageProcessor.register(
     VideoMa2mbaConfig, image_processor_classes={"pil": VideoMa2mbaImageProcessor}, exist_ok=True
 )
 AutoProcessor.register(VideoMa2mbaConfig, VideoMa2mbaProcessor, exist_ok=True)
+AutoConfig.register("videomamba", VideoMambaConfig, exist_ok=True)
+AutoModel.register(VideoMambaConfig, VideoMambaModel, exist_ok=True)
+AutoModelForImageClassification.register(VideoMambaConfig, VideoMambaForImageClassification, exist_ok=True)
+AutoModelForVideoClassification.register(VideoMambaConfig, VideoMambaForVideoClassification, exist_ok=True)
+AutoImageProcessor.register(VideoMambaConfig, image_processor_classes={"pil": VideoMambaImageProcessor}, exist_ok=True)
+AutoVideoProcessor.register(VideoMambaConfig, VideoMambaVideoProcessor, exist_ok=True)
+AutoProcessor.register(VideoMambaConfig, VideoMambaProcessor, exist_ok=True)
 PIPELINE_REGISTRY.register_pipeline(
     "video-qa",
     pipeline_class=VideoQAPipeline,
@@ -53,12 +68,19 @@ PIPELINE_REGISTRY.register_pipeline(
     type="multimodal",
 )
 
-# Saved folders carry the code of these classes (hub_code.py).
+# Saved folders carry the code of these classes (hub_folder.py).
 VideoMa2mbaConfig.register_for_auto_class()
 VideoMa2mbaForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
 VideoMa2mbaModel.register_for_auto_class("AutoModel")
 VideoMa2mbaImageProcessor.register_for_auto_class("AutoImageProcessor")
 VideoMa2mbaProcessor.register_for_auto_class("AutoProcessor")
+VideoMambaConfig.register_for_auto_class()
+VideoMambaModel.register_for_auto_class("AutoModel")
+VideoMambaForImageClassification.register_for_auto_class("AutoModelForImageClassification")
+VideoMambaForVideoClassification.register_for_auto_class("AutoModelForVideoClassification")
+VideoMambaImageProcessor.register_for_auto_class("AutoImageProcessor")
+VideoMambaVideoProcessor.register_for_auto_class("AutoVideoProcessor")
+VideoMambaProcessor.register_for_auto_class("AutoProcessor")
 
 __all__ = [
     "LiveFrames",
@@ -72,6 +94,13 @@ __all__ = [
     "VideoMa2mbaImageProcessor",
     "VideoMa2mbaModel",
     "VideoMa2mbaProcessor",
+    "VideoMambaConfig",
+    "VideoMambaForImageClassification",
+    "VideoMambaForVideoClassification",
+    "VideoMambaImageProcessor",
+    "VideoMambaModel",
+    "VideoMambaProcessor",
+    "VideoMambaVideoProcessor",
     "VideoMemory",
     "VideoQAPipeline",
 ]

@@ -5,7 +5,7 @@ Files and iterators are decoded and fitted in a thread, `BATCHES_AHEAD` ahead. T
 Dims: n frames of a batch, S side of a fitted frame.
 """
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -13,6 +13,8 @@ import numpy as np
 from .read_ahead import read_ahead
 
 BATCHES_AHEAD = 2
+
+_NO_FRAMES = np.empty((0, 3, 0, 0), np.uint8)
 
 
 @dataclass
@@ -24,12 +26,14 @@ class FrameBatch:
         seconds: length of all frames of this feed so far, these included.
         dropped: samples lost since the last batch.
         is_read: set by the reader once the model has read the frames.
+        text_ids: token ids that are read behind the frames.
     """
 
     frames: np.ndarray
     seconds: float
     dropped: int = 0
     is_read: bool = False
+    text_ids: Sequence[int] = ()
 
 
 def file_batches(
@@ -41,8 +45,9 @@ def file_batches(
 
 
 def picture_batches(processor, pictures: Iterable, fps: float, most: int) -> Iterator[FrameBatch]:
-    """Yield pictures that are sampled already, `most` at a time."""
-    return read_ahead(_batches(map(processor.fit_frame, pictures), fps, most), BATCHES_AHEAD)
+    """Yield pictures that are sampled already, `most` at a time, and the texts between them."""
+    items = (processor.text_ids(item) if isinstance(item, str) else processor.fit_frame(item) for item in pictures)
+    return read_ahead(_batches(items, fps, most), BATCHES_AHEAD)
 
 
 def live_batches(processor, live, most: int) -> Iterator[FrameBatch]:
@@ -59,13 +64,18 @@ def live_batches(processor, live, most: int) -> Iterator[FrameBatch]:
         finally:
             if batch is None or not batch.is_read:
                 live.give_back(taken)
-    yield FrameBatch(np.empty((0, 3, 0, 0), np.uint8), seconds, live.take_dropped())
+    yield FrameBatch(_NO_FRAMES, seconds, live.take_dropped())
 
 
-def _batches(frames: Iterator[np.ndarray], fps: float, most: int) -> Iterator[FrameBatch]:
+def _batches(items: Iterator[np.ndarray | list[int]], fps: float, most: int) -> Iterator[FrameBatch]:
+    """Gather frames up to `most` of them, or up to the token ids of a text."""
     count, waiting = 0, []
-    for frame in frames:
-        waiting.append(frame)
+    for item in items:
+        if isinstance(item, list):
+            yield FrameBatch(np.stack(waiting) if waiting else _NO_FRAMES, count / fps, text_ids=item)
+            waiting = []
+            continue
+        waiting.append(item)
         count += 1
         if len(waiting) == most:
             yield FrameBatch(np.stack(waiting), count / fps)

@@ -1,8 +1,9 @@
 """Choose who runs scan and causal convolution: PyTorch, or the optional kernels of mamba-ssm and causal-conv1d.
 
-Not here: the scan itself (`ssd.py`) and the splitting of long work into segments (the model).
+Not here: the scans (`ssd.py`, `selective_scan.py`) and the splitting of long work into segments (the model).
 
-Shapes: B batch, T tokens, H heads, P head dim, G groups, N state, C channels of the convolution, W its width.
+Shapes: B batch, T tokens, H heads, P head dim, G groups, N state, C channels of the convolution, W its width, E
+channels of the selective scan.
 """
 
 import functools
@@ -18,6 +19,7 @@ import torch
 import torch.nn.functional as F
 from torch.autograd.function import once_differentiable
 
+from .selective_scan import selective_scan_chunked
 from .ssd import ssd_chunked
 
 logger = logging.getLogger(__name__)
@@ -26,6 +28,10 @@ BACKENDS = ("auto", "torch", "triton")
 
 # The kernels compute offsets in 32 bits and return wrong numbers beyond (state-spaces/mamba issue 1015).
 MAX_OFFSET = 2**31 - 1
+
+# The CUDA selective scan's widest state, and the tokens of one of its chunks.
+MAX_SELECTIVE_STATE = 256
+_SELECTIVE_CHUNK = 2048
 
 # Numbers of one piece of convolution or norm: what a CPU core keeps in its own cache; what keeps a GPU busy.
 CPU_PIECE_ELEMENTS = 2**17
@@ -37,7 +43,9 @@ _CONV_INSTALL = 'install it with `pip install --no-build-isolation "causal-conv1
 
 @dataclass(frozen=True, kw_only=True)
 class Backend:
-    """Who runs what: scan is "torch" or "triton", conv is "torch" or "causal_conv1d", reason says why.
+    """Who runs what: scan is "torch", "triton" (SSD) or "cuda" (selective scan), conv is "torch" or "causal_conv1d".
+
+    reason: why.
 
     recompute: keep only the projection and the states for the backward; convolution, scan and gated norm run again
     there.
@@ -109,11 +117,28 @@ def load_conv_kernel() -> Callable | str:
         return f"causal-conv1d is installed, but cannot be imported ({type(error).__name__}: {error})"
 
 
-def choose_backend(requested: str, device: torch.device, dtype: torch.dtype) -> Backend:
+@functools.cache
+def load_selective_scan_kernel() -> Callable | str:
+    """Import mamba-ssm's `selective_scan_fn` (Mamba-1, CUDA) once; return it, or the reason why it cannot be had."""
+    before = set(sys.modules)
+    try:
+        if importlib.util.find_spec("mamba_ssm") is None:
+            return "mamba-ssm is not installed"
+        return importlib.import_module("mamba_ssm.ops.selective_scan_interface").selective_scan_fn
+    except Exception as error:
+        _forget_modules(before)
+        return f"mamba-ssm is installed, but its selective scan cannot be imported ({type(error).__name__}: {error})"
+
+
+def choose_backend(requested: str, device: torch.device, dtype: torch.dtype, scan: str = "ssd") -> Backend:
     """Return who runs the scan and the convolution on this device in this dtype.
 
-    "triton" names the scan; the convolution then takes causal-conv1d if it is there, else PyTorch; `reason` says so.
-    "auto" is "triton" on a CUDA device where that is possible, else "torch"; it logs its choice once per device type.
+    "triton" names mamba-ssm's scan; the convolution then takes causal-conv1d if it is there, else PyTorch; `reason`
+    says so. "auto" is "triton" on a CUDA device where that is possible, else "torch"; it logs its choice once per
+    device type.
+
+    Args:
+        scan: which one is wanted: "ssd" (Mamba-2), or "selective" (Mamba-1, whose kernel is CUDA and not Triton).
 
     Raises:
         ValueError: requested is not one of `BACKENDS`.
@@ -133,7 +158,7 @@ def choose_backend(requested: str, device: torch.device, dtype: torch.dtype) -> 
         obstacle = (
             f'the Triton kernels take float32, bfloat16 or float16, not {dtype}; convert or pass backend="torch"'
         )
-    elif isinstance(kernel := load_scan_kernel(), str):
+    elif isinstance(kernel := load_scan_kernel() if scan == "ssd" else load_selective_scan_kernel(), str):
         obstacle, error = f"{kernel}; {_SCAN_INSTALL}", ImportError
     if requested == "triton" and obstacle:
         raise error(f'backend="triton" cannot be used: {obstacle}')
@@ -141,21 +166,23 @@ def choose_backend(requested: str, device: torch.device, dtype: torch.dtype) -> 
         backend = Backend(scan="torch", conv="torch", reason=obstacle)
     else:
         conv = load_conv_kernel()
+        language = "triton" if scan == "ssd" else "cuda"
         if isinstance(conv, str):
-            backend = Backend(scan="triton", conv="torch", reason=f"the scan kernel is there; {conv}")
+            backend = Backend(scan=language, conv="torch", reason=f"the scan kernel is there; {conv}")
         else:
-            backend = Backend(scan="triton", conv="causal_conv1d", reason="both kernels are there")
-    _log_once(requested, torch.device(device).type, backend)
+            backend = Backend(scan=language, conv="causal_conv1d", reason="both kernels are there")
+    _log_once(requested, torch.device(device).type, backend, scan)
     return backend
 
 
 @functools.cache
-def _log_once(requested, device_type, backend):
+def _log_once(requested, device_type, backend, scan):
     """Log a choice the first time it is made for a device type."""
     logger.info(
-        "backend=%r on %s: scan by %s, convolution by %s (%s)",
+        "backend=%r on %s: %s scan by %s, convolution by %s (%s)",
         requested,
         device_type,
+        scan,
         backend.scan,
         backend.conv,
         backend.reason,
@@ -203,6 +230,57 @@ def ssd(
     if isinstance(kernel, str):
         raise ImportError(f"{kernel}; {_SCAN_INSTALL}")
     return kernel(x, dt, A, B, C, chunk_size, D=D, initial_states=initial_state, return_final_states=True)
+
+
+def selective_scan(
+    x: torch.Tensor,
+    delta: torch.Tensor,
+    A: torch.Tensor,
+    B: torch.Tensor,
+    C: torch.Tensor,
+    D: torch.Tensor,
+    delta_bias: torch.Tensor,
+    backend: Backend,
+) -> torch.Tensor:
+    """Run the selective scan of Mamba-1 on the chosen backend.
+
+    Args:
+        x: (B, T, E). delta: (B, T, E), before softplus. A: (E, N), negative, fp32. B, C: (B, T, N).
+        D, delta_bias: (E,), fp32.
+
+    Returns:
+        y (B, T, E) in x's dtype; all is computed in fp32 or wider.
+
+    Raises:
+        ImportError: the backend's kernel is missing.
+        ValueError: the work is longer than the kernel's 32-bit offsets reach, the state is wider than it takes, or
+            float64 meets it.
+    """
+    if backend.scan == "torch":
+        return selective_scan_chunked(x, delta, A, B, C, D, delta_bias)
+    if x.dtype == torch.float64:
+        raise ValueError('x is float64 and the CUDA scan computes in float32; convert x or pass backend="torch"')
+    (batch, tokens, channels), size = x.shape, A.shape[1]
+    if size > MAX_SELECTIVE_STATE:
+        raise ValueError(f'a state of {size}; the CUDA scan takes at most {MAX_SELECTIVE_STATE}: pass backend="torch"')
+    if batch > selective_scan_rows(tokens, channels, size):
+        raise ValueError(
+            f"{batch} rows of {tokens} tokens in one call of the CUDA scan; its 32-bit offsets reach "
+            f'{selective_scan_rows(tokens, channels, size)} rows: pass fewer, or backend="torch"'
+        )
+    kernel = load_selective_scan_kernel()
+    if isinstance(kernel, str):
+        raise ImportError(f"{kernel}; {_SCAN_INSTALL}")
+    # The kernel reads tokens innermost, and B and C in x's dtype: (B, T, c) -> (B, c, T).
+    x, delta, B, C = (t.to(x.dtype).mT.contiguous() for t in (x, delta, B, C))
+    return kernel(x, delta, A.float(), B, C, D.float(), delta_bias=delta_bias.float(), delta_softplus=True).mT
+
+
+def selective_scan_rows(tokens: int, channels: int, state_size: int) -> int:
+    """Return the most rows of `tokens` that a mixer may give the kernels at once; 0 where even one is too long."""
+    projected = 2 * channels * tokens  # x and gate, of which the kernels read one half
+    kept = 2 * channels * state_size * -(-tokens // _SELECTIVE_CHUNK)  # states and decays at the end of each chunk
+    return MAX_OFFSET // max(projected, kept)
 
 
 def causal_conv(

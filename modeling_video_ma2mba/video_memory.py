@@ -32,6 +32,7 @@ class WatchedVideo:
         frames: frames read. seconds: how much of the video they stand for.
         dropped: frames of a live stream that were lost.
         complete: whether it was read to its end.
+        text_tokens: tokens of the texts between its frames.
     """
 
     name: str
@@ -42,6 +43,7 @@ class WatchedVideo:
     seconds: float = 0.0
     dropped: int = 0
     complete: bool = False
+    text_tokens: int = 0
 
 
 @dataclass(frozen=True, repr=False)
@@ -177,7 +179,8 @@ class VideoMemory:
         if header.count("frames") != frames:
             raise header.damaged("frames")
         state, _ = RecurrentState.load(path, config, device, batch_size=1)
-        if state.seen_tokens != len(prompt_ids) + frames * config.tokens_per_frame:
+        texts = sum(video.text_tokens for video in videos)
+        if state.seen_tokens != len(prompt_ids) + frames * config.tokens_per_frame + texts:
             raise header.damaged("seen_tokens")
         return cls(state, config, fingerprint, prompt_ids, header.optional_text("system"), videos, interrupted_from)
 
@@ -226,7 +229,7 @@ class _Header:
                 "videos",
                 lambda videos: (
                     isinstance(videos, list)
-                    and all(isinstance(v, dict) and set(v) == names and _is_watched(v) for v in videos)
+                    and all(isinstance(v, dict) and _fits(v, names) and _is_watched(v) for v in videos)
                 ),
             )
         )
@@ -240,6 +243,11 @@ def _is_seconds(value) -> bool:
     return type(value) in (int, float) and 0 <= value < 1e15
 
 
+def _fits(video: dict, names: set[str]) -> bool:
+    # Files that were written before there were texts do not count them.
+    return names - {"text_tokens"} <= set(video) <= names
+
+
 def _is_watched(video: dict) -> bool:
     return (
         isinstance(video["name"], str)
@@ -247,7 +255,7 @@ def _is_watched(video: dict) -> bool:
         and video["fps"] > 0
         and all(map(_is_seconds, (video["start"], video["seconds"])))
         and (video["end"] is None or _is_seconds(video["end"]))
-        and all(map(_is_count, (video["frames"], video["dropped"])))
+        and all(map(_is_count, (video["frames"], video["dropped"], video.get("text_tokens", 0))))
         and type(video["complete"]) is bool
     )
 

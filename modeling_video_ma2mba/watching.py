@@ -48,7 +48,8 @@ class WatchingMixin:
         Args:
             video: path, or a list of paths, read one after the other; or pictures sampled already: any iterable of
                 PIL images or uint8 (H, W, 3) or (3, H, W), among them arrays (F, ...) and `FrameSource`s; or
-                `LiveFrames`.
+                `LiveFrames`. An iterator may yield texts between its pictures, such as subtitles: each is read in its
+                place.
             processor: the model's. Its `max_frames` is for prompts and does not count here.
             fps: frames read per second of a file; of pictures, how they were sampled. None: the processor's own.
             memory: go on from this one, which stays as it was. If its watch was interrupted and the files are the same
@@ -228,11 +229,14 @@ class WatchingMixin:
                 if count := len(batch.frames):
                     ids = torch.full((1, count * per_frame), self.config.video_token_id)
                     state = self._read(state, ids, torch.from_numpy(batch.frames))
+                if batch.text_ids:
+                    state = self._read(state, torch.tensor([batch.text_ids]))
                 asked = replace(
                     asked,
                     frames=asked.frames + count,
                     seconds=before + batch.seconds,
                     dropped=asked.dropped + batch.dropped,
+                    text_tokens=asked.text_tokens + len(batch.text_ids),
                 )
                 seen = replace(seen, state=state, videos=(*begun, asked))
                 batch.is_read = True

@@ -4,6 +4,7 @@ Pure arithmetic. It opens no file and picks no frame; the reader shows, at each 
 """
 
 import math
+from collections.abc import Sequence
 
 import numpy as np
 
@@ -41,6 +42,15 @@ def check_sampling(
         raise ValueError(f"start={start} must be a finite number of seconds, 0 or more")
     if end is not None and not end > start:
         raise ValueError(f"end={end} must lie after start={start} (seconds), or be None for the end of the video")
+
+
+def check_times(times: Sequence[float]) -> np.ndarray:
+    """Return sample times in seconds that somebody else chose, float64 (n,); raise ValueError for impossible ones."""
+    _check_count(len(times))
+    checked = np.asarray(times, dtype=np.float64)
+    if checked.ndim != 1 or not np.isfinite(checked).all() or (checked < 0).any() or (np.diff(checked) < 0).any():
+        raise ValueError("times must be a list of finite seconds, 0 or more, each at or after the one before")
+    return checked
 
 
 def sample_times(

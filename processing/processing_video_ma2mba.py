@@ -133,18 +133,19 @@ class VideoMa2mbaProcessor(ProcessorMixin):
             out["pixel_values_videos"] = torch.stack(frames) if same else frames
         return out
 
-    def split_prompt(self, messages: list[dict]) -> tuple[list[int], list[int]]:
+    def split_prompt(self, messages: list[dict], answer_start: str = "") -> tuple[list[int], list[int]]:
         """Return the token ids before and after the frames of a conversation about one video.
 
         They are those of the whole prompt, with the start of an answer: before + placeholders + after.
 
         Args:
             messages: chat messages with one `{"type": "video"}` in them.
+            answer_start: words that the answer begins with.
 
         Raises:
             ValueError: the text does not hold exactly one video and no image.
         """
-        text = self.apply_chat_template(messages, add_generation_prompt=True)
+        text = self.apply_chat_template(messages, add_generation_prompt=True) + answer_start
         ids = self.tokenizer([text])["input_ids"][0]
         videos, images = ids.count(self.video_token_id), ids.count(self.image_token_id)
         if videos != 1 or images:
@@ -154,6 +155,17 @@ class VideoMa2mbaProcessor(ProcessorMixin):
             )
         place = ids.index(self.video_token_id)
         return ids[:place], ids[place + 1 :]
+
+    def text_ids(self, text: str) -> list[int]:
+        """Return the token ids of a text that stands between frames.
+
+        Raises:
+            ValueError: it holds `<image>` or `<video>`.
+        """
+        ids = self.tokenizer([text], add_special_tokens=False)["input_ids"][0]
+        if self.video_token_id in ids or self.image_token_id in ids:
+            raise ValueError(f"a text between frames holds {self.image_token} or {self.video_token}: {text!r:.80}")
+        return ids
 
     def stream_frames(
         self, path: str | Path, fps: float, start: float = 0.0, end: float | None = None, allow_damaged: bool = False

@@ -10,14 +10,14 @@ what the file stores, turned as its rotation says; pixel aspect ratio, interlaci
 import logging
 import math
 import os
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 
 import av
 import numpy as np
 from av.video.reformatter import VideoReformatter
 
 from .decord_reader import decord_samples
-from .frame_sampling import TIME_TOLERANCE, check_sampling, sample_times
+from .frame_sampling import TIME_TOLERANCE, check_sampling, check_times, sample_times
 from .video_decoder import DecodedFrame, VideoDecoder, VideoInfo
 from .video_errors import VideoReadError
 
@@ -54,6 +54,7 @@ def iter_frames(
     backend: str = "pyav",
     allow_damaged: bool = False,
     timeout: float = 60.0,
+    times: Sequence[float] | None = None,
 ) -> Iterator[tuple[np.ndarray, np.ndarray]]:
     """Yield the sampled frames of a video, a chunk at a time, in memory that does not grow with its length.
 
@@ -74,6 +75,8 @@ def iter_frames(
             True logs one warning for each gap and shows the last good frame in its place; a file that is cut off ends
             at its last frame.
         timeout: most seconds for opening, for one read and for the next decoded frame.
+        times: the sample times themselves, in seconds, rising, in place of a rule. One behind the end of the video
+            shows its last frame.
 
     Yields:
         (times, frames): float64 (n,) in seconds; uint8 (n, H, W, 3), RGB.
@@ -93,6 +96,10 @@ def iter_frames(
     if chunk < 1 or (size is not None and size < 1) or not timeout > 0:
         raise ValueError(f"chunk={chunk}, size={size} and timeout={timeout} must be above 0 (size may be None)")
     sampling = {"fps": fps, "num_frames": num_frames, "max_frames": max_frames, "start": start, "end": end}
+    if times is not None:
+        if any(sampling.values()):
+            raise ValueError("times are the samples themselves: leave fps, num_frames, max_frames, start and end out")
+        sampling = {"times": check_times(times)}
     if backend == "decord":
         return _chunks(_decord_pictures(path, sampling, size, timeout), chunk)
     return _chunks(_pyav_pictures(path, sampling, size, allow_damaged, timeout), chunk)
@@ -126,6 +133,8 @@ def _chunks(pictures: Iterable[tuple[float, np.ndarray]], chunk: int) -> Iterato
 
 
 def _times(path: str | os.PathLike, duration: float, sampling: dict) -> np.ndarray:
+    if "times" in sampling:
+        return sampling["times"]
     try:
         return sample_times(duration, **sampling)
     except ValueError as error:

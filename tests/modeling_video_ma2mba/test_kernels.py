@@ -16,8 +16,11 @@ from modeling_video_ma2mba.kernels import (
     choose_backend,
     load_conv_kernel,
     load_scan_kernel,
+    load_selective_scan_kernel,
     max_segment_tokens,
     safe_tokens,
+    selective_scan,
+    selective_scan_rows,
     ssd,
 )
 
@@ -62,6 +65,17 @@ def test_choice(monkeypatch, requested, device, dtype, scan, conv, expected):
     assert expected[2] in backend.reason
 
 
+def test_choice_of_the_selective_scan(monkeypatch):
+    pretend(monkeypatch, scan="no SSD", conv=a_kernel)
+    monkeypatch.setattr(kernels, "load_selective_scan_kernel", lambda: a_kernel)
+    backend = choose_backend("auto", torch.device("cuda"), torch.bfloat16, scan="selective")
+    assert (backend.scan, backend.conv) == ("cuda", "causal_conv1d")
+    monkeypatch.setattr(kernels, "load_selective_scan_kernel", lambda: "it is not there")
+    assert choose_backend("auto", torch.device("cuda"), torch.bfloat16, scan="selective").scan == "torch"
+    with pytest.raises(ImportError, match="it is not there; install it"):
+        choose_backend("triton", torch.device("cuda"), torch.bfloat16, scan="selective")
+
+
 def test_a_named_backend_that_cannot_be_used_raises(monkeypatch):
     pretend(monkeypatch, scan="mamba-ssm is not installed", conv=a_kernel)
     with pytest.raises(ImportError, match="mamba-ssm is not installed; install it with `pip install"):
@@ -94,7 +108,7 @@ def test_a_missing_kernel_is_an_error_not_a_fallback(monkeypatch):
 
 
 def test_loaders_return_a_function_or_a_reason():
-    for load in (load_scan_kernel, load_conv_kernel):
+    for load in (load_scan_kernel, load_conv_kernel, load_selective_scan_kernel):
         kernel = load()
         assert load() is kernel
         assert callable(kernel) or (isinstance(kernel, str) and kernel)
@@ -115,10 +129,13 @@ def outcome():
 def modules():
     return {name for name in sys.modules if name.split(".")[0] == "mamba_ssm"}
 expected = outcome()
+from modeling_video_ma2mba import kernels
 from modeling_video_ma2mba.kernels import load_scan_kernel
 before = modules()
 assert expected == "imported" or "mamba_ssm.ops.triton.ssd_combined" not in before, "imported with our module"
 load_scan_kernel()
+assert expected == "imported" or modules() == before, modules() - before
+kernels.load_selective_scan_kernel()
 assert expected == "imported" or modules() == before, modules() - before
 assert outcome() == expected, outcome()
 """
@@ -190,6 +207,33 @@ def test_longer_work_is_refused(monkeypatch):
         scan(419_430)
     with pytest.raises(ValueError, match=r"399458 tokens .* reach 399457; split"):
         causal_conv(empty(1, 399_458, 5376), empty(5376, 1, 4), None, empty(1, 3, 5376), TRITON)
+
+
+def selective_inputs(tokens=5, channels=4, size=3, dtype=torch.float32):
+    """Return x, delta, A, B, C, D, delta_bias on the meta device: only shapes matter."""
+    shapes = ((2, tokens, channels), (2, tokens, channels), (channels, size), (2, tokens, size), (2, tokens, size))
+    return [torch.empty(s, dtype=dtype, device="meta") for s in (*shapes, (channels,), (channels,))]
+
+
+def test_the_selective_scan_kernel_is_kept_within_its_limits(monkeypatch):
+    cuda = Backend(scan="cuda", conv="torch", reason="test")
+    monkeypatch.setattr(kernels, "load_selective_scan_kernel", lambda: a_kernel)
+    with pytest.raises(ValueError, match="float64"):
+        selective_scan(*selective_inputs(dtype=torch.float64), cuda)
+    with pytest.raises(ValueError, match="a state of 257; the CUDA scan takes at most 256"):
+        selective_scan(*selective_inputs(size=257), cuda)
+    # Base has 1,536 channels; 64 frames of 224 px are 12,545 tokens. The projection's rows have two halves.
+    assert selective_scan_rows(12_545, 1536, 16) == 55
+    most = (2**31 - 1) // (2 * 2 * 1536)
+    with pytest.raises(AssertionError, match="the kernel was called"):
+        selective_scan(*selective_inputs(most, 1536, 16), cuda)
+    with pytest.raises(ValueError, match=r"2 rows of 349526 tokens in one call of the CUDA scan.* reach 1 rows"):
+        selective_scan(*selective_inputs(most + 1, 1536, 16), cuda)
+    # Short rows are limited by what the kernel keeps: a state and a decay for every 2,048 tokens.
+    assert selective_scan_rows(1, 1536, 16) == (2**31 - 1) // (2 * 1536 * 16)
+    monkeypatch.setattr(kernels, "load_selective_scan_kernel", lambda: "it is not there")
+    with pytest.raises(ImportError, match="it is not there; install it"):
+        selective_scan(*selective_inputs(), cuda)
 
 
 def naive_conv(xBC, weight, bias, conv_state):

@@ -80,6 +80,8 @@ def test_the_ids_are_those_of_the_whole_prompt(processor):
         before, after = processor.split_prompt(conversation(None, question))
         inside = [processor.video_token_id] * (3 * processor.tokens_per_frame)
         assert [*before, *inside, *after] == whole_prompt(processor, frames, question)["input_ids"][0].tolist()
+        started = processor.split_prompt(conversation(None, question), answer_start="it is")
+        assert started == (before, [*after, *processor.tokenizer("it is")["input_ids"]])
     with pytest.raises(ValueError, match="2 <video>"):
         processor.split_prompt(conversation(None, "a <video> b"))
     with pytest.raises(ValueError, match="1 <image>"):
@@ -128,6 +130,32 @@ def test_pictures(model, processor, kind):
     assert memory.videos[0].name == "frames"
     expected = generated(model, processor, whole_prompt(processor, frames, QUESTION))
     assert model.ask(memory, QUESTION, processor=processor, **GREEDY) == expected
+
+
+def test_texts_between_pictures(model, processor, tmp_path):
+    """Read in their places, in batches of any size; the memory can be kept, and files from before texts are read."""
+    frames = pictures(6)
+    text = processor.apply_chat_template(conversation(None, QUESTION), add_generation_prompt=True)
+    parts = ["it is", frames[:2], "red", "car", frames[2:], "hi"]
+    shown = "".join(part if isinstance(part, str) else "<video>" for part in parts)
+    inputs = processor(text=text.replace("<video>", shown), videos=[parts[1], parts[4]], return_tensors="pt")
+    items = ["it is", *frames[:2], "red", "car", *frames[2:], "hi"]
+    memory = model.watch(iter(items), processor=processor)
+    assert memory.videos[0].text_tokens == 5 and memory.frames_seen == 6
+    assert model.ask(memory, QUESTION, processor=processor, **GREEDY) == generated(model, processor, inputs)
+    memory.save(tmp_path / "film.safetensors")
+    assert equal(model.load_memory(tmp_path / "film.safetensors"), memory)
+    with pytest.raises(ValueError, match="holds <image> or <video>"):
+        model.watch(iter([*frames, "a <video>"]), processor=processor)
+    with pytest.raises(ValueError, match="without a frame"):
+        model.watch(iter(["it is"]), processor=processor)
+
+    plain = model.watch(iter(frames), processor=processor)
+    plain.save(tmp_path / "old.safetensors")
+    header = json.loads(RecurrentState.load_metadata(tmp_path / "old.safetensors")["video_memory"])
+    assert header["videos"][0].pop("text_tokens") == 0
+    plain.state.save(tmp_path / "old.safetensors", {"video_memory": json.dumps(header)})
+    assert model.load_memory(tmp_path / "old.safetensors").videos == plain.videos
 
 
 def test_rate_and_part_of_a_file(model, processor, films):
@@ -424,7 +452,15 @@ HOSTILE = {
     "format": "video-memory-9", "frames": 99, "prompt_ids": [1, -1], "system": 3, "interrupted_from": 7,
     "videos": [], "fingerprint": 5,
 }  # fmt: skip
-HOSTILE_VIDEO = {"fps": 0, "seconds": 10**400, "frames": True, "name": None, "end": float("nan"), "complete": 1}
+HOSTILE_VIDEO = {
+    "text_tokens": -1,
+    "fps": 0,
+    "seconds": 10**400,
+    "frames": True,
+    "name": None,
+    "end": float("nan"),
+    "complete": 1,
+}
 
 
 @pytest.mark.parametrize("field", [*HOSTILE, *(f"video {name}" for name in HOSTILE_VIDEO), "deep", "rows", "list"])

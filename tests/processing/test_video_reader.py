@@ -122,6 +122,18 @@ def test_every_sample_shows_the_right_frame(name, tmp_path):
     assert next(iter_frames(path))[1].shape == (3, height, width, 3)
 
 
+def test_times_chosen_by_the_caller(film):
+    times = [0.0, 0.5, 0.5, 3.99, 7.01, 12.0, 19.0, 500.0]  # one twice, and the last behind the end: its last frame
+    read_times, numbers = zip(*read(film, times=times))
+    assert list(read_times) == times
+    assert list(numbers) == [0, 15, 15, 119, 210, 360, 570, 599]
+    with pytest.raises(ValueError, match="leave fps"):
+        iter_frames(film, times=times, fps=1.0)
+    for wrong in ([1.0, 0.5], [-1.0], [float("nan")], [[1.0]]):
+        with pytest.raises(ValueError, match="each at or after"):
+            iter_frames(film, times=wrong)
+
+
 def test_exact_times_without_offset(film):
     assert read(film) == [(float(i), 30 * i) for i in range(20)]
     assert read(film, fps=0.1) == [(0.0, 0), (10.0, 300)]
@@ -530,7 +542,7 @@ def test_start_behind_the_end_names_the_file(film):
 def test_public_options_are_frozen():
     assert list(inspect.signature(iter_frames).parameters) == [
         "path", "fps", "num_frames", "max_frames", "start", "end", "size", "chunk", "backend", "allow_damaged",
-        "timeout",
+        "timeout", "times",
     ]  # fmt: skip
 
 
