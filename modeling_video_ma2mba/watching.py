@@ -7,6 +7,7 @@ decode -> fit -> (thread, a few batches ahead) -> encode -> language model -> st
 
 import math
 import os
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import closing
 from dataclasses import replace
@@ -23,6 +24,8 @@ from .watch_progress import WatchProgress
 # Frames read at once: enough to keep a GPU busy, few enough for a bar that moves. At 144 tokens a frame the language
 # model's own piece of 4,096 tokens is the limit, at 28.
 FRAMES_AT_ONCE = 32
+# Seconds of work that a killed process may lose, with `save_to`.
+SAVE_EVERY = 60.0
 
 
 class WatchingMixin:
@@ -41,6 +44,7 @@ class WatchingMixin:
         allow_damaged: bool = False,
         snapshots: int = 0,
         snapshot_folder: str | os.PathLike | None = None,
+        save_to: str | os.PathLike | None = None,
         progress: bool = True,
     ) -> VideoMemory:
         """Read a video of any length, or an endless one, in constant memory on device and host.
@@ -60,6 +64,7 @@ class WatchingMixin:
             allow_damaged: go on with what can be read of a damaged file, with a warning, instead of raising.
             snapshots: keep up to this many earlier states on disk, for `memory.as_of(seconds)`; 0: none.
             snapshot_folder: where, new or empty; None: a temporary folder.
+            save_to: file for the memory, written once a minute and at the end, also of an interrupted watch.
             progress: show a bar on a terminal.
 
         Raises:
@@ -85,7 +90,7 @@ class WatchingMixin:
             if snapshot_folder is not None:
                 raise ValueError("this memory has a snapshot folder already: leave snapshot_folder out")
             seen = replace(seen, snapshots=seen.snapshots.fork(snapshots or seen.snapshots.most))
-        last = memory
+        last, saved = memory, time.monotonic()
         try:
             if files is None:
                 parts = self._watch_pictures(seen, video, processor, fps, progress)
@@ -96,9 +101,16 @@ class WatchingMixin:
                     last = seen
                     if snapshots:
                         _take_snapshot(seen)
+                    if save_to is not None and time.monotonic() - saved >= SAVE_EVERY:
+                        seen.save(save_to)
+                        saved = time.monotonic()
         except BaseException as error:
             error.memory = last
+            if save_to is not None and last is not memory:
+                last.save(save_to)
             raise
+        if save_to is not None:
+            seen.save(save_to)
         return seen
 
     def ask(

@@ -21,7 +21,8 @@ def watch_videos(
     """Watch files, and the videos of folders in the order of their names, and write the memory to `output`.
 
     What `output` holds already is not watched again: it goes on where it stopped, also with more files than before.
-    Interrupted by an error or Ctrl-C, it writes what was seen and raises. Returns the memory.
+    Interrupted by an error or Ctrl-C, it writes what was seen and raises; a process that is killed loses a minute.
+    Returns the memory.
 
     Raises:
         VideoReadError: a video cannot be read. OSError, ValueError: nothing to watch, the model cannot be loaded,
@@ -42,17 +43,17 @@ def watch_videos(
         print(f"going on after {_amount(memory)} in {output}", file=sys.stderr)
     before = memory
     try:
-        memory = model.watch(todo, processor=processor, fps=fps, memory=memory, allow_damaged=allow_damaged)
+        memory = model.watch(
+            todo, processor=processor, fps=fps, memory=memory, allow_damaged=allow_damaged, save_to=output
+        )
     except BaseException as error:
         memory = getattr(error, "memory", None)
         if memory is not None and memory is not before:
-            memory.save(output)
             print(
                 f"\nstopped after {_amount(memory)}, saved in {output}: run the same command again to go on",
                 file=sys.stderr,
             )
         raise
-    memory.save(output)
     print(f"wrote {output}: {_amount(memory)}, {memory.nbytes / 2**20:.1f} MiB", file=sys.stderr)
     return memory
 

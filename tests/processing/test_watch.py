@@ -114,10 +114,8 @@ def test_nothing_is_lost_to_a_wrong_output(folder, films, tmp_path):
         watch_videos(folder, [folder], str(tmp_path / "m.safetensors"), device="cpu")
 
 
-def test_ctrl_c_in_a_process_of_its_own(folder, films, tmp_path):
-    """The signal arrives wherever the process is; the same command again ends as if nothing had been."""
-    whole = watch_videos(folder, [str(films)], str(tmp_path / "whole.safetensors"), device="cpu", fps=5.0)
-    output = tmp_path / "m.safetensors"
+def slow_watch(films, folder, output, save_every=60.0):
+    """Start the command in a process that says "read" after every two frames."""
     slow = (
         "import sys, time, _video_ma2mba_cli as cli\n"
         "from modeling_video_ma2mba import watching\n"
@@ -125,12 +123,37 @@ def test_ctrl_c_in_a_process_of_its_own(folder, films, tmp_path):
         "def slow(self, *a):\n"
         "    time.sleep(0.1); out = read(self, *a); print('read', flush=True); return out\n"
         "watching.WatchingMixin._read, watching.FRAMES_AT_ONCE = slow, 2\n"
+        f"watching.SAVE_EVERY = {save_every}\n"
         "sys.exit(cli.main(sys.argv[1:]))"
     )
     command = ["watch", str(films), "--model", folder, "-o", str(output), "--device", "cpu", "--fps", "5"]
-    process = subprocess.Popen(
+    return subprocess.Popen(
         [sys.executable, "-c", slow, *command], cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True
     )
+
+
+def test_a_killed_process_has_saved_on_its_way(folder, films, tmp_path):
+    whole = watch_videos(folder, [str(films)], str(tmp_path / "whole.safetensors"), device="cpu", fps=5.0)
+    output = tmp_path / "m.safetensors"
+    process = slow_watch(films, folder, output, save_every=0.0)
+    for _ in range(8):  # the prompt's start, then 14 of the first file's 20 frames; the last may not be saved
+        process.stdout.readline()
+    process.kill()
+    process.communicate(timeout=60)
+    model, _ = load_model(folder, "cpu")
+    saved = VideoMemory.load(output, model=model)
+    assert 12 <= saved.frames_seen < 20 and not saved.videos[-1].complete and saved.interrupted_from == 0
+    memory = watch_videos(folder, [str(films)], str(output), device="cpu", fps=5.0)
+    assert memory.videos == whole.videos
+    for one, two in zip(memory.state.ssm, whole.state.ssm):
+        assert float((one - two).abs().max()) < 1e-4
+
+
+def test_ctrl_c_in_a_process_of_its_own(folder, films, tmp_path):
+    """The signal arrives wherever the process is; the same command again ends as if nothing had been."""
+    whole = watch_videos(folder, [str(films)], str(tmp_path / "whole.safetensors"), device="cpu", fps=5.0)
+    output = tmp_path / "m.safetensors"
+    process = slow_watch(films, folder, output)
     for _ in range(4):
         process.stdout.readline()
     time.sleep(0.05)
