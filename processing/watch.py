@@ -4,9 +4,7 @@ import sys
 from pathlib import Path
 
 from .load_model import check_model, load_model
-
-# What a folder is searched for; a file that is named is tried whatever its name.
-VIDEO_SUFFIXES = frozenset(".mp4 .webm .mkv .mov .avi .m4v .mpg .mpeg .flv .ts .wmv .3gp .ogv .gif".split())
+from .media_suffixes import MEDIA_SUFFIXES
 
 
 def watch_videos(
@@ -63,7 +61,7 @@ def _videos(paths: list[str]) -> list[str]:
     files: list[str] = []
     for path in map(Path, paths):
         if path.is_dir():
-            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in VIDEO_SUFFIXES and p.is_file())
+            inside = sorted(p for p in path.iterdir() if p.suffix.lower() in MEDIA_SUFFIXES["video"] and p.is_file())
             if not inside:
                 raise ValueError(f"there is no video in {path} (its sub-folders are not searched)")
             files += map(str, inside)

@@ -13,13 +13,10 @@ import unicodedata
 from collections.abc import Iterable, Sequence
 from pathlib import Path, PurePosixPath
 
+from modeling_video_ma2mba.processing.media_suffixes import MEDIA_SUFFIXES
 from modeling_video_ma2mba.train.data_report import BadRow
 
-EXTENSIONS = {
-    "image": frozenset(".jpg .jpeg .png .webp .bmp .gif .tif .tiff".split()),
-    "video": frozenset(".mp4 .webm .mkv .mov .avi .m4v .mpg .mpeg .flv .ts .wmv .3gp .ogv .gif".split()),
-}
-KNOWN_EXTENSIONS = frozenset.union(*EXTENSIONS.values())
+KNOWN_EXTENSIONS = frozenset.union(*MEDIA_SUFFIXES.values())
 KIND_NAMES = {"image": "an image", "video": "a video"}
 
 NOT_FOUND = "media not found"
@@ -94,7 +91,7 @@ class MediaIndex:
                 candidate = os.path.join(root, folder, name)
                 if os.path.isdir(candidate):
                     resolved = self._inside(candidate, name)
-                    if not any(_extension(entry) in EXTENSIONS["image"] for entry in os.listdir(resolved)):
+                    if not any(_extension(entry) in MEDIA_SUFFIXES["image"] for entry in os.listdir(resolved)):
                         raise BadRow("folder without an image", name)
                     return resolved
         raise BadRow(NOT_FOUND, name)
@@ -103,7 +100,7 @@ class MediaIndex:
         if self._names is None:
             self._names = self._scan()
         wanted = PurePosixPath(name)
-        found = [path for path in self._names.get(_key(wanted.name), ()) if _extension(path) in EXTENSIONS[kind]]
+        found = [path for path in self._names.get(_key(wanted.name), ()) if _extension(path) in MEDIA_SUFFIXES[kind]]
         if not found:
             raise BadRow(NOT_FOUND, name)
         scores = [_likeness(PurePosixPath(path), wanted) for path in found]
@@ -128,7 +125,7 @@ class MediaIndex:
 
     def _accept(self, path: str, name: str, kind: str) -> Path:
         extension = _extension(path)
-        if extension in KNOWN_EXTENSIONS and extension not in EXTENSIONS[kind]:
+        if extension in KNOWN_EXTENSIONS and extension not in MEDIA_SUFFIXES[kind]:
             raise BadRow("media of another kind", f"{name} is not {KIND_NAMES[kind]}")
         resolved = self._inside(path, name)
         if not os.path.isfile(resolved):

@@ -11,10 +11,10 @@ from PIL import Image, UnidentifiedImageError
 from tqdm import tqdm
 
 from modeling_video_ma2mba.processing.frame_sampling import sample_times
+from modeling_video_ma2mba.processing.media_suffixes import MEDIA_SUFFIXES
 from modeling_video_ma2mba.processing.video_errors import VideoReadError
 from modeling_video_ma2mba.processing.video_reader import probe
 from modeling_video_ma2mba.train.collator import SampleCollator
-from modeling_video_ma2mba.train.media_index import EXTENSIONS
 from modeling_video_ma2mba.train.recipes import Recipe
 from modeling_video_ma2mba.train.samples import Media, Sample
 
@@ -89,7 +89,7 @@ def _duration(media: Media) -> float | str:
         if media.kind == "video":
             return probe(media.path).duration
         if media.kind == "frames":
-            return sum(path.suffix.lower() in EXTENSIONS["image"] for path in media.path.iterdir()) / media.fps
+            return sum(path.suffix.lower() in MEDIA_SUFFIXES["image"] for path in media.path.iterdir()) / media.fps
         with Image.open(media.path) as image:
             image.verify()
         return 0.0

@@ -16,9 +16,9 @@ from torch.utils.data import Dataset
 
 from modeling_video_ma2mba.processing.frame_sampling import sample_times
 from modeling_video_ma2mba.processing.frame_source import FrameSource
+from modeling_video_ma2mba.processing.media_suffixes import MEDIA_SUFFIXES
 from modeling_video_ma2mba.processing.video_errors import VideoReadError
 from modeling_video_ma2mba.processing.video_reader import iter_frames
-from modeling_video_ma2mba.train.media_index import EXTENSIONS
 from modeling_video_ma2mba.train.samples import Media, Sample
 
 # Frames of a video that stay in memory; 64 at 336 px are 21 MB. Longer ones go to a file.
@@ -166,7 +166,7 @@ def check_bad_share(bad: int, seen: int, limit: float, path: Path) -> None:
 
 def _folder_frames(media: Media, fps: float, limit: int | None) -> Iterator[np.ndarray]:
     """Yield pictures of a folder, in the order of their names, as if it were a video of `media.fps`."""
-    paths = sorted(path for path in media.path.iterdir() if path.suffix.lower() in EXTENSIONS["image"])
+    paths = sorted(path for path in media.path.iterdir() if path.suffix.lower() in MEDIA_SUFFIXES["image"])
     if not paths:
         raise ValueError("the folder holds no pictures")
     duration = len(paths) / media.fps
