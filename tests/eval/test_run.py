@@ -4,10 +4,12 @@ import functools
 import json
 import multiprocessing
 import random
+import threading
 import time
 from pathlib import Path
 
 import pytest
+from tqdm import tqdm
 
 from modeling_video_ma2mba.eval import run
 from modeling_video_ma2mba.eval.journal import read_journals
@@ -122,6 +124,7 @@ def test_nonsense_likelihoods_are_errors(tmp_path):
 
 
 def child(questions, folder, rank=0, processes=1, barrier=None, pause=0.01):
+    tqdm.set_lock(threading.RLock())  # the default one is shared with forks: killed holding it, nobody gets it again
     answerer = FakeAnswerer(folder / "log", pause)
     wait = barrier.wait if barrier else lambda: None
     answer_all(questions, answerer, folder, SETTINGS, rank=rank, processes=processes, wait_for_everyone=wait)
