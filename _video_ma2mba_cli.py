@@ -1,7 +1,9 @@
 """The console script `video-ma2mba`. Heavy imports wait until a command runs, so that `--help` is instant."""
 
 import argparse
+import importlib.util
 import sys
+from pathlib import Path
 
 _DTYPES = ("auto", "float32", "bfloat16", "float16")
 
@@ -18,8 +20,8 @@ def main(argv: list[str] | None = None) -> int:
         print("video-ma2mba: interrupted", file=sys.stderr)
         return 130
     except (ValueError, OSError, ImportError) as error:
-        # Every error about input is one of these, with a message for the person who gave it.
-        print(f"video-ma2mba: error: {error}", file=sys.stderr)
+        # Every error about input is one of these, with a message for the person who gave it; transformers' have lines.
+        print(f"video-ma2mba: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
 
 
@@ -59,6 +61,12 @@ def _parser() -> argparse.ArgumentParser:
     _add_seen_options(chat)
     chat.set_defaults(run=_chat)
 
+    classify = commands.add_parser("classify", help="name what videos show, with a VideoMamba model")
+    classify.add_argument("video", nargs="+", help="video files")
+    classify.add_argument("--model", required=True, help="folder of a VideoMamba model trained on clips")
+    classify.add_argument("--top", type=int, default=5, help="classes to name (default: %(default)s)")
+    classify.set_defaults(run=_classify)
+
     page = commands.add_parser("page", help="serve a web page: drop a video, see it watched, ask")
     page.add_argument("--port", type=int, help="default: the first free one from 7860 on")
     _add_model_options(page)
@@ -68,7 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         "convert", help="make a model from a Mamba-2 folder, with --vision a Video-Ma²mba ready for training"
     )
     convert.add_argument("--mamba", required=True, help="folder of a Mamba-2 model (either layout)")
-    convert.add_argument("--vision", help="folder of a CLIP or SigLIP model")
+    convert.add_argument("--vision", help="folder of a CLIP, SigLIP or VideoMamba model")
     convert.add_argument("--tokenizer", help="folder of the tokenizer (default: the Mamba-2 folder)")
     convert.add_argument("--output", required=True, help="folder to write, new or empty")
     convert.add_argument(
@@ -111,9 +119,26 @@ def _parser() -> argparse.ArgumentParser:
     check.add_argument("--tokens-per-second", type=float, help="as a run logs it, to estimate hours")
     check.set_defaults(run=_data_check)
 
+    evaluate = commands.add_parser("eval", help="evaluate models on benchmarks, and compare runs")
+    _eval_file("cli").add_arguments(evaluate)
+
+    needle = commands.add_parser("needle", help="hide needles in long videos and ask about them: a test of memory")
+    _eval_file("needle").add_arguments(needle)
+
     env = commands.add_parser("env", help="print what this machine would use, and why")
     env.set_defaults(run=_env)
     return parser
+
+
+def _eval_file(name: str):
+    """Return a file of `eval` that has its options in one place with its command, and imports the standard library
+    alone: imported by the name of its package, it would wait for torch."""
+    package = Path(importlib.util.find_spec("modeling_video_ma2mba").origin).parent
+    folder = package / "eval" if (package / "eval").is_dir() else package.parent / "eval"  # in a wheel; in a checkout
+    spec = importlib.util.spec_from_file_location(f"_video_ma2mba_eval_{name}", folder / f"{name}.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
 
 
 def _add_model_options(parser: argparse.ArgumentParser) -> None:
@@ -173,6 +198,12 @@ def _chat(arguments: argparse.Namespace) -> int:
     return 0
 
 
+def _classify(arguments: argparse.Namespace) -> int:
+    from modeling_video_ma2mba.processing.classify import classify_videos
+
+    return 0 if classify_videos(arguments.model, arguments.video, arguments.top) else 2
+
+
 def _page(arguments: argparse.Namespace) -> int:
     from modeling_video_ma2mba.hub_cards.space_page import launch
 
@@ -195,8 +226,6 @@ def _seen_options(arguments: argparse.Namespace) -> dict:
 
 
 def _convert(arguments: argparse.Namespace) -> int:
-    from pathlib import Path
-
     output = Path(arguments.output)
     if output.exists() and (not output.is_dir() or any(output.iterdir())):
         raise ValueError(f"{output} exists and is not an empty folder: choose another --output")
@@ -229,8 +258,6 @@ def _convert(arguments: argparse.Namespace) -> int:
 
 
 def _plan(arguments: argparse.Namespace) -> int:
-    from pathlib import Path
-
     import torch
 
     from modeling_video_ma2mba import checkpoint_report as report

@@ -1,4 +1,4 @@
-"""Draw the README's figures: how MA-GC cuts layers and tokens; measured memory; the paper's trends; and watching.
+"""Draw the README's figures: how MA-GC cuts layers and tokens; measured memory; the papers' trends; and watching.
 
 python benchmarks/figures.py        # writes benchmarks/figures/*.png
 """
@@ -158,10 +158,40 @@ def draw_watching(path) -> None:
     plt.close(figure)
 
 
+def draw_videomamba(path) -> None:
+    """Draw clips per second, and bytes of a clip, against frames: VideoMamba beside joint attention."""
+    result = newest("videomamba_efficiency")
+    settings, rows = result["settings"], [row for row in result["rows"] if "failure" not in row]
+    figure, (speeds, sizes) = plt.subplots(1, 2, figsize=(10, 3.8))
+    for model, colour in zip(dict.fromkeys(row["model"] for row in rows), TREND_COLOURS):
+        own = [row for row in rows if row["model"] == model]
+        frames = [row["frames"] for row in own]
+        speeds.plot(frames, [row["clips_per_second"] for row in own], color=colour, marker="o", label=model)
+        values = [row["peak_tensor_bytes"] / row["batch"] / 1e6 for row in own]
+        sizes.plot(frames, values, color=colour, marker="o", label=model)
+    speeds.set_ylabel("clips per second")
+    sizes.set_ylabel("tensors beyond the weights, MB a clip")
+    for axes in (speeds, sizes):
+        axes.set_yscale("log")
+        axes.set_xticks(sorted({row["frames"] for row in rows}))
+        axes.set_xlabel(f"frames of {settings['image_size']} px")
+        axes.grid(alpha=0.3)
+        axes.legend(frameon=False, fontsize=8)
+    figure.tight_layout()
+    figure.savefig(path, dpi=150, bbox_inches="tight")
+    plt.close(figure)
+
+
 def main() -> None:
     """Draw what there are results for, and name what is missing."""
     FIGURES.mkdir(exist_ok=True)
-    draws = {"ma_gc_grid": draw_grid, "ma_gc_memory": draw_memory, "trends": draw_trends, "watching": draw_watching}
+    draws = {
+        "ma_gc_grid": draw_grid,
+        "ma_gc_memory": draw_memory,
+        "trends": draw_trends,
+        "watching": draw_watching,
+        "videomamba_efficiency": draw_videomamba,
+    }
     for name, draw in draws.items():
         try:
             draw(FIGURES / f"{name}.png")

@@ -24,6 +24,7 @@ MARKERS = {
             )
             + "\n"
         ),
+        "<!-- benchmarks/readme_tables.py: videomamba -->\n": lambda: f"{videomamba_table()}\n",
         "<!-- benchmarks/readme_tables.py: speed -->\n": lambda: f"{scan_table()}\n\n{decoding_table()}\n",
     },
     CARD: {"<!-- benchmarks/readme_tables.py: shipped -->\n": lambda: f"{shipped_tables()}\n"},
@@ -200,6 +201,29 @@ def watching_table(question: str = "watching_tiny") -> str:
                 f"Tokens per second: prefill of {row['tokens']:,} tokens {told[0]}, decoding {told[1]}, with "
                 f"torch.compile {told[2]}.",
             ]
+    return "\n".join(lines)
+
+
+def videomamba_table() -> str:
+    """What small VideoMambas make of clips in which motion alone decides, by arm, over seeds."""
+    result = newest("videomamba_evidence")
+    settings, rows = result["settings"], result["rows"]
+    asked, seeds = rows[0]["asked"], len({row["seed"] for row in rows})
+    classes = "six classes, chance 16.7 %, frames in any order at best 50 %"
+    lines = [
+        f"Right in percent, mean (and each) of {seeds} seeds: from nothing on {settings['train_clips']:,} clips, "
+        f"{asked} held-out clips of {classes} (`results/{result['file']}`):",
+        "",
+        "| model | parameters | right | direction, where the kind of motion is right |",
+        "| --- | --- | --- | --- |",
+    ]
+    for arm in dict.fromkeys(row["arm"] for row in rows):
+        own = [row for row in rows if row["arm"] == arm]
+        right = [100 * row["right"] / row["asked"] for row in own]
+        told = [100 * row["right"] / row["asked"] / row["right_pair"] for row in own]
+        each = ", ".join(f"{one:.1f}" for one in right)
+        means = f"{statistics.mean(right):.1f} ({each}) | {statistics.mean(told):.1f}"
+        lines.append(f"| {arm} | {own[0]['parameters']:,} | {means} |")
     return "\n".join(lines)
 
 

@@ -4,7 +4,7 @@
     accelerate launch --num_processes 8 eval/cli.py --model MODEL --tasks ... --output results
     video-ma2mba eval compare results/a-1fps results/b-1fps
 
-Of this file nothing but the standard library is imported until a command runs.
+Until a command runs, nothing but the standard library is imported: the console script takes its options from here.
 """
 
 import argparse
@@ -32,7 +32,11 @@ def main(argv: list[str] | None = None) -> int:
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options of a run, and the commands `compare` and `card`, to the parser of `eval`."""
-    parser.add_argument("--model", nargs="+", help="folders or Hub names of models; tiny is the shipped one")
+    parser.add_argument(
+        "--model",
+        nargs="+",
+        help="folders or Hub names; any model of transformers that sees videos or images; tiny is the shipped one",
+    )
     parser.add_argument("--tasks", type=_names, help="such as video-mme,mvbench; a wrong name lists them all")
     parser.add_argument("--output", type=Path, help="folder for the results; a run that was stopped goes on there")
     parser.add_argument(
@@ -66,7 +70,7 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     parser.add_argument("--device", default="auto", help="cuda, cpu, ... (default: a GPU if there is one)")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="default: bfloat16 on a GPU, float32 on a CPU")
     parser.set_defaults(run=_evaluate, parser=parser)
-    commands = parser.add_subparsers(metavar="COMMAND", help="in place of a run:")
+    commands = parser.add_subparsers(dest="what", metavar="COMMAND", help="in place of a run:")
     compare = commands.add_parser("compare", help="by how much is one run better than another, and is it chance")
     compare.add_argument("first", type=Path, help="folder of a run, with its results.json")
     compare.add_argument("second", type=Path)
@@ -106,7 +110,7 @@ def _evaluate(arguments: argparse.Namespace) -> int:
     missing = [f"--{name}" for name in ("model", "tasks", "output") if not getattr(arguments, name)]
     if missing:
         arguments.parser.error(f"the following arguments are required: {', '.join(missing)}")
-    from modeling_video_ma2mba.eval.evaluate import evaluate
+    from modeling_video_ma2mba.eval.evaluate_benchmarks import evaluate
 
     evaluate(
         models=arguments.model,

@@ -93,31 +93,33 @@ class JudgedItem:
         )
 
 
-def judge_items(judge: Judge, prompt: str, items: Sequence[JudgedItem]) -> list[Score]:
-    """Return the scores of answers, judged with one prompt of `prompt_names()`.
+def judge_items(judge: Judge, asked: Sequence[tuple[str, JudgedItem]]) -> list[Score]:
+    """Return the scores of answers, each judged with a prompt of `prompt_names()`; all are asked in one go.
 
     Returns:
-        Scores in the order of `items`. With a yes or no: `official` and `strict` are 1 or 0, and the scores of 0 to 5
+        Scores in the order of `asked`. With a yes or no: `official` and `strict` are 1 or 0, and the scores of 0 to 5
         are in `details`; without: they are the scores. None by the official rule: neither yes nor no; by the strict
         one: malformed. Both None: an error, which is in `details`.
 
     Raises:
         JudgeError: the judge cannot be asked at all. ValueError: an unknown prompt, or items that do not suit it.
     """
-    asked = judge_prompt(prompt)
-    requests = [
-        JudgeRequest(
-            system=asked.system,
-            user=asked.fill(item.questions, item.answer, item.predictions),
-            max_new_tokens=asked.max_new_tokens,
-        )
-        for item in items
-    ]
-    open_items = [index for index, item in enumerate(items) if item.error is None]
-    replies = [JudgeReply(error=item.error) for item in items]
+    requests = [judge_request(prompt, item) for prompt, item in asked]
+    open_items = [index for index, (_, item) in enumerate(asked) if item.error is None]
+    replies = [JudgeReply(error=item.error) for _, item in asked]
     for index, reply in zip(open_items, judge.reply([requests[index] for index in open_items])):
         replies[index] = reply
-    return [_score(judge.label, asked, reply) for reply in replies]
+    return [_score(judge.label, judge_prompt(prompt), reply) for (prompt, _), reply in zip(asked, replies)]
+
+
+def judge_request(prompt: str, item: JudgedItem) -> JudgeRequest:
+    """Return what is sent to judge an item; raises ValueError for an unknown prompt and an item that does not suit."""
+    asked = judge_prompt(prompt)
+    return JudgeRequest(
+        system=asked.system,
+        user=asked.fill(item.questions, item.answer, item.predictions),
+        max_new_tokens=asked.max_new_tokens,
+    )
 
 
 def _score(label: str, prompt: JudgePrompt, reply: JudgeReply) -> Score:
@@ -163,6 +165,30 @@ def pair_consistency(samples: Sequence[Sample]) -> list[tuple[int, int]]:
     return sorted(pair for first, second in halves.values() for pair in zip(first, second))
 
 
+def items_to_judge(
+    task: Task, samples: Sequence[Sample], outputs: Sequence[Output]
+) -> list[tuple[str, tuple[int, ...], JudgedItem]]:
+    """Return what of a benchmark is judged: the prompt, the places of its sample, or of the two of a pair, the item.
+
+    Raises:
+        ValueError: the task needs no judge, or half a pair is missing.
+    """
+    if not task.judge:
+        raise ValueError(f"{task.name} is scored without a judge; judged are activitynet-qa and videochatgpt")
+    listed = []
+    for part, prompts in task.judge.items():
+        places = [index for index, sample in enumerate(samples) if sample.groups.get("part", part) == part]
+        for prompt in prompts:
+            rows = [(index,) for index in places]
+            if judge_prompt(prompt).answers == 2:
+                pairs = pair_consistency([samples[index] for index in places])
+                rows = [(places[first], places[second]) for first, second in pairs]
+            for row in rows:
+                item = JudgedItem.of(*((samples[index], outputs[index]) for index in row))
+                listed.append((prompt, row, item))
+    return listed
+
+
 def judge_task(
     judge: Judge, task: Task, samples: Sequence[Sample], outputs: Sequence[Output]
 ) -> dict[str, list[tuple[tuple[int, ...], Score]]]:
@@ -172,20 +198,10 @@ def judge_task(
         By judge prompt: for each judged answer the places of its sample, or of the two of a pair, and the score.
 
     Raises:
-        JudgeError: the judge cannot be asked at all. ValueError: the task needs no judge, or half a pair is missing.
+        JudgeError: the judge cannot be asked at all. ValueError: as `items_to_judge`.
     """
-    if not task.judge:
-        raise ValueError(f"{task.name} is scored without a judge; judged are activitynet-qa and videochatgpt")
-    judged = {}
-    for part, prompts in task.judge.items():
-        places = [index for index, sample in enumerate(samples) if sample.groups.get("part", part) == part]
-        for prompt in prompts:
-            rows = [(index,) for index in places]
-            if judge_prompt(prompt).answers == 2:
-                pairs = pair_consistency([samples[index] for index in places])
-                rows = [(places[first], places[second]) for first, second in pairs]
-            if not rows:
-                continue
-            items = [JudgedItem.of(*((samples[index], outputs[index]) for index in row)) for row in rows]
-            judged[prompt] = list(zip(rows, judge_items(judge, prompt, items)))
+    listed = items_to_judge(task, samples, outputs)
+    judged: dict[str, list[tuple[tuple[int, ...], Score]]] = {}
+    for (prompt, row, _), score in zip(listed, judge_items(judge, [(prompt, item) for prompt, _, item in listed])):
+        judged.setdefault(prompt, []).append((row, score))
     return judged

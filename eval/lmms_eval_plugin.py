@@ -54,7 +54,7 @@ class Asked:
 
 
 class VideoMa2mbaSimple(lmms):
-    """The model in lmms-eval's simple form, whose tasks give a text and a list of visuals.
+    """The model in lmms-eval's simple form, whose tasks give a text and visuals.
 
     Args:
         pretrained: model folder or Hub name; "tiny" is the shipped one.
@@ -114,10 +114,16 @@ class VideoMa2mbaSimple(lmms):
         """Return (mean loss of the continuation's tokens in nats, whether they are the greedy ones).
 
         It is a loss and no log-probability, whatever the base class says: lmms-eval's own multiple-choice rule and its
-        tasks take the smallest.
+        tasks take the smallest. A video that cannot be read gives infinite losses, and lmms-eval the first option.
         """
-        asked = [(self._asked_for_likelihood(one.args), self._continuation(one.args)) for one in requests]
+        # The chat form has no requests of its own for these.
+        asked = [(VideoMa2mbaSimple._asked(self, one.args), self._continuation(one.args)) for one in requests]
         return self._by_view(asked, self._losses, (float("inf"), False), "scoring")
+
+    def clean(self) -> None:
+        """Let go of the model: a judge may need the memory."""
+        del self.answerer
+        super().clean()
 
     def generate_until_multi_round(self, requests) -> list[str]:
         raise NotImplementedError("tasks of several rounds are not supported: ask each round as a task of its own")
@@ -139,10 +145,6 @@ class VideoMa2mbaSimple(lmms):
             "until": [stops] if isinstance(stops, str) else list(stops),
         }
 
-    def _asked_for_likelihood(self, arguments: tuple) -> Asked:
-        context, _, doc_to_visual, doc_id, task, split = arguments
-        return Asked(_flat(doc_to_visual(self.task_dict[task][split][doc_id])), context)
-
     def _continuation(self, arguments: tuple) -> str:
         _, continuation, _, doc_id, task, split = arguments
         return continuation(self.task_dict[task][split][doc_id]) if callable(continuation) else continuation
@@ -160,7 +162,7 @@ class VideoMa2mbaSimple(lmms):
                     memory = self._watch(asked[places[0]][0])
                 except VideoReadError as error:
                     failed += len(places)
-                    logger.error("%s; %d requests about it count as wrong", error, len(places))
+                    logger.error("%s; %d requests about it have no answer", error, len(places))
                     bar.update(len(places))
                     continue
                 for begin in range(0, len(places), self.batch_size):

@@ -1,33 +1,36 @@
 """A needle in a video: something shown for one frame, at a known depth of a long video, and a question about it.
 
-    python eval/needle.py --model tiny --lengths 64 256 1024 --depths 0 0.25 0.5 0.75 1 --output needles
-    python eval/needle.py --model MODEL --video film.mp4 --needles needles.json --lengths 200 800 3000 --output needles
+    video-ma2mba needle --model tiny --lengths 64 256 1024 --depths 0 0.25 0.5 0.75 1 --output needles
+    video-ma2mba needle --model MODEL --video film.mp4 --needles needles.json --lengths 200 800 3000 --output needles
 
 Without `--video`, haystacks are drawn, another one for each trial. Needles are drawn, too (a digit, as the small model
 knows it, or a coloured card with a number for any model), or come from a file in V-NIAH's form: rows of `image` (or
 `video`), `question` and `answer`. `--distractors 0.05` puts things beside them that stand out as much and answer
 nothing. As in V-NIAH (LongVA, arXiv 2406.16852) the needle is inserted behind int(depth * N) of N frames. All depths
 and lengths of a haystack share passes over it; needle_pass.py says how.
+
+Until the command runs, nothing but the standard library is imported: the console script takes its options from here.
 """
 
 import argparse
 import importlib.util
 import sys
 from collections.abc import Sequence
-from datetime import UTC, datetime
 from pathlib import Path
 
 KINDS = ("digit", "card")
 DTYPES = ("auto", "float32", "bfloat16", "float16")
+_NO_SETTINGS = ("command", "run")  # of the console script
 PLOT, RESULT, ANSWERS = "needles.png", "needles.json", "needles.answers.jsonl"
 
 
 def main(argv: list[str] | None = None) -> int:
     """Run the command; return the exit code: 0 done, 2 bad input, 130 interrupted."""
-    options = _parser().parse_args(argv)
+    parser = argparse.ArgumentParser(prog="needle", description="Hide needles in long videos and ask about them.")
+    add_arguments(parser)
+    options = parser.parse_args(argv)
     try:
-        _check(options)
-        run(options)
+        return options.run(options)
     except KeyboardInterrupt:
         print("needle: interrupted", file=sys.stderr)
         return 130
@@ -35,11 +38,10 @@ def main(argv: list[str] | None = None) -> int:
         # Some messages of transformers have several lines.
         print(f"needle: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
-    return 0
 
 
-def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description="Hide needles in long videos and ask about them.")
+def add_arguments(parser: argparse.ArgumentParser) -> None:
+    """Add the options to the parser of `needle`."""
     parser.add_argument("--model", default="tiny", help="model folder or Hub name (default: the small shipped model)")
     parser.add_argument("--lengths", type=int, nargs="+", default=[64, 256, 1024], help="frames of the haystacks")
     parser.add_argument(
@@ -59,7 +61,13 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument("--rows", type=int, default=32, help="rows read at once (default: %(default)s)")
     parser.add_argument("--device", default="auto", help="cuda, cpu, ... (default: a GPU if there is one)")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="default: bfloat16 on a GPU, float32 on a CPU")
-    return parser
+    parser.set_defaults(run=_run)
+
+
+def _run(options: argparse.Namespace) -> int:
+    _check(options)
+    run(options)
+    return 0
 
 
 def _check(options: argparse.Namespace) -> None:
@@ -91,6 +99,8 @@ def run(options: argparse.Namespace) -> None:
     Raises:
         ValueError, OSError: model, videos, needles or options cannot be used.
     """
+    from datetime import UTC, datetime
+
     from modeling_video_ma2mba.environment import describe_environment
     from modeling_video_ma2mba.eval.needle_pass import MemoryReader
     from modeling_video_ma2mba.eval.results import code_commit
@@ -103,7 +113,7 @@ def run(options: argparse.Namespace) -> None:
     model, processor = load_model(options.model, options.device, options.dtype)
     facts = {
         "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "settings": {name: _plain(given) for name, given in vars(options).items()},
+        "settings": {name: _plain(given) for name, given in vars(options).items() if name not in _NO_SETTINGS},
         "model": {
             "fingerprint": model_fingerprint(model),
             "dtype": str(model.dtype).removeprefix("torch."),

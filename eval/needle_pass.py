@@ -193,9 +193,16 @@ class MemoryReader:
 
     Args:
         model: a `VideoMa2mbaForConditionalGeneration` in eval mode. processor: the model's.
+
+    Raises:
+        ValueError: its tower reads clips: every needle moves the clips behind it, and nothing is shared.
     """
 
     def __init__(self, model, processor) -> None:
+        if (clip := model.config.frames_per_clip) > 1:
+            raise ValueError(
+                f"this model reads clips of {clip} frames; the needle test is for models that read frame by frame"
+            )
         self.model, self.processor = model, processor
         self.before = processor.split_prompt(conversation(None, ""))[0]
 

@@ -3,7 +3,8 @@
 The frames are those that a Video-Ma²mba model would see: our reader, our sampling. The rest is the model's own: its
 processor, its chat template, its `generate`. Without a state to fork, every question reads the whole video again.
 
-    answerer = TransformersAnswerer.load("llava-hf/llava-onevision-qwen2-0.5b-ov-hf")
+    model, processor = load_model("llava-hf/llava-onevision-qwen2-0.5b-ov-hf")
+    answerer = TransformersAnswerer(model, processor, "llava-onevision-0.5b")
 
 Dims: F frames, H height, W width.
 """
@@ -15,8 +16,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
-from transformers.utils import logging
 from transformers.video_utils import VideoMetadata
 
 from modeling_video_ma2mba.eval.ma2mba_answerer import OPTION_FORMS, common_length
@@ -28,9 +27,6 @@ from modeling_video_ma2mba.processing.video_errors import VideoReadError
 
 # Pictures wait at their own size for the model's processor.
 MAX_PICTURE_BYTES = 8 * 2**30
-
-# How a model is given the frames: as one video, or as images one after the other.
-FRAME_FORMS = ("video", "images")
 
 
 @dataclass(frozen=True)
@@ -48,36 +44,22 @@ class TransformersAnswerer:
     Args:
         model: an `AutoModelForImageTextToText` in eval mode, on its device. processor: the model's.
         name: for reports: the folder or Hub name.
-        frames_as: one of `FRAME_FORMS`. Subtitles between frames need "images".
         option_form: how `score_options` writes an option; see `Ma2mbaAnswerer`.
 
+    Frames are given as one video where the model's processor knows videos, and as images where it does not or where
+    subtitles stand between them.
+
     Raises:
-        ValueError: another form.
+        ValueError: another form, or a processor without a chat template.
     """
 
-    def __init__(self, model, processor, name: str, frames_as: str = "video", option_form: str = "letter") -> None:
-        for given, forms in ((frames_as, FRAME_FORMS), (option_form, OPTION_FORMS)):
-            if given not in forms:
-                raise ValueError(f"{given!r}: choose one of {', '.join(forms)}")
-        self.model, self.processor, self.name = model, processor, name
-        self.frames_as, self.option_form = frames_as, option_form
-
-    @classmethod
-    def load(cls, name: str, device: str = "auto", dtype: str = "auto", **forms: str) -> "TransformersAnswerer":
-        """Load a model by folder or Hub name; "auto" is a GPU in bfloat16, else a CPU in float32.
-
-        Raises:
-            OSError, ValueError: it cannot be loaded. ImportError: its processor needs a package that is missing
-                (those of videos need torchvision).
-        """
-        if device == "auto":
-            device = "cuda" if torch.cuda.is_available() else "cpu"
-        if dtype == "auto":
-            dtype = "bfloat16" if device.startswith("cuda") else "float32"
-        logging.disable_progress_bar()
-        processor = AutoProcessor.from_pretrained(name)
-        model = AutoModelForImageTextToText.from_pretrained(name, dtype=getattr(torch, dtype)).to(device).eval()
-        return cls(model, processor, name, **forms)
+    def __init__(self, model, processor, name: str, option_form: str = "letter") -> None:
+        if option_form not in OPTION_FORMS:
+            raise ValueError(f"option_form={option_form!r}: choose one of {', '.join(OPTION_FORMS)}")
+        if not processor.chat_template:
+            raise ValueError(f"{name} has no chat template: give a model that was trained on questions")
+        self.model, self.processor, self.name, self.option_form = model, processor, name, option_form
+        self.knows_videos = getattr(processor, "video_processor", None) is not None
 
     def watch(self, view: View) -> Seen:
         """Read the frames of a view; no model runs.
@@ -143,7 +125,6 @@ class TransformersAnswerer:
 
     def describe(self) -> dict[str, Any]:
         """Return name, class, revision where it is known, parameters, dtype, device and the forms."""
-        template = self.processor.chat_template or ""
         return {
             "name": self.name,
             "kind": "transformers",
@@ -152,8 +133,8 @@ class TransformersAnswerer:
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "dtype": str(self.model.dtype).removeprefix("torch."),
             "device": self.model.device.type,
-            "chat_template_sha256": hashlib.sha256(str(template).encode()).hexdigest(),
-            "frames_as": self.frames_as,
+            "chat_template_sha256": hashlib.sha256(str(self.processor.chat_template).encode()).hexdigest(),
+            "frames_as": "video" if self.knows_videos else "images",
             "option_form": self.option_form,
         }
 
@@ -165,34 +146,26 @@ class TransformersAnswerer:
 
     def _inputs(self, seen: Seen, sample: Sample, prompt: str, answer_start: str):
         """Return the prompt's text and the model's inputs."""
+        is_video = self.knows_videos and not seen.view.subtitles
         frames: list[dict] = [{"type": "video"}]
-        if self.frames_as == "images":
+        if not is_video:
             items = interleave(seen.times, seen.view.subtitles) if seen.view.subtitles else range(len(seen.times))
             frames = [{"type": "text", "text": one} if isinstance(one, str) else {"type": "image"} for one in items]
-        elif seen.view.subtitles:
-            raise ValueError(
-                'subtitles stand between frames, which this model gets as one video; use frames_as="images"'
-            )
         messages = [{"role": "user", "content": [*frames, {"type": "text", "text": prompt}]}]
         if seen.view.system is not None:
             content = [{"type": "text", "text": seen.view.system}]
             messages.insert(0, {"role": "system", "content": content})
+        # A mark in somebody's text would take a frame's place, and processors say so in many ways or not at all.
+        said = [answer_start, *(part["text"] for one in messages for part in one["content"] if part["type"] == "text")]
+        marks = [getattr(self.processor, f"{kind}_token", None) for kind in ("image", "video")]
+        if held := [mark for mark in marks if mark and any(mark in text for text in said)]:
+            raise ValueError(f"its text holds {' and '.join(held)}, which stands for frames")
         text = self.processor.apply_chat_template(messages, add_generation_prompt=True, tokenize=False) + answer_start
-        inputs = self.processor(text=[text], return_tensors="pt", **self._media(seen))
+        media = _video(seen) if is_video else {"images": [list(seen.pictures)]}
+        if (start := self.processor.tokenizer.bos_token) is not None and text.startswith(start):
+            media["add_special_tokens"] = False  # the template has written it
+        inputs = self.processor(text=[text], return_tensors="pt", **media)
         return text, inputs.to(self.model.device, dtype=self.model.dtype)
-
-    def _media(self, seen: Seen) -> dict[str, Any]:
-        if self.frames_as == "images":
-            return {"images": [list(seen.pictures)]}
-        count, height, width = seen.pictures.shape[:3]
-        length = seen.times[-1] - seen.times[0]
-        # Some models are told when the frames are: they are what was sampled, and nobody samples again.
-        fps = (count - 1) / length if length > 0 else seen.view.fps or 1.0
-        metadata = VideoMetadata(
-            total_num_frames=count, fps=fps, frames_indices=list(range(count)), duration=count / fps,
-            height=height, width=width,
-        )  # fmt: skip
-        return {"videos": [seen.pictures], "video_metadata": [metadata], "do_sample_frames": False}
 
     def _outputs(self, seen: Seen, samples: Sequence[Sample], give: Callable[[Sample], Output]) -> list[Output]:
         """Return what `give` says to each sample; one that cannot be asked gets an error."""
@@ -204,3 +177,16 @@ class TransformersAnswerer:
                 output = Output(error=f"it cannot be asked: {error}")
             outputs.append(replace(output, times=seen.times))
         return outputs
+
+
+def _video(seen: Seen) -> dict[str, Any]:
+    """Return what a processor is given for the frames as one video."""
+    count, height, width = seen.pictures.shape[:3]
+    length = seen.times[-1] - seen.times[0]
+    # Some models are told when the frames are: they are what was sampled, and nobody samples again.
+    fps = (count - 1) / length if length > 0 else seen.view.fps or 1.0
+    metadata = VideoMetadata(
+        total_num_frames=count, fps=fps, frames_indices=list(range(count)), duration=count / fps,
+        height=height, width=width,
+    )  # fmt: skip
+    return {"videos": [seen.pictures], "video_metadata": [metadata], "do_sample_frames": False}

@@ -9,6 +9,8 @@ import torch
 from .checkpoint_costs import LayerCost, StepCosts, VisionCost
 from .configuration_video_ma2mba import Ma2mbaConfig, VideoMa2mbaConfig
 from .kernels import max_segment_tokens
+from .modeling_videomamba import VideoMambaModel
+from .scan_orders import block_scans, directions
 from .ssd import CHUNK_SIZE, CPU_BLOCK_ELEMENTS, TOKENS_PER_KEPT_STATE
 from .state import RecurrentState
 
@@ -20,6 +22,10 @@ _TRITON_TRANSIENT = 9.4
 _TORCH_TRANSIENT = (3.0, 2.4)
 _TORCH_WORKSPACE = (5.2, 7.6)
 _TORCH_BACKWARD_WORKSPACE = (17.0, 19.5)
+# Numbers of the inner width that a block of VideoMamba keeps per token, measured: once, and for each direction; and
+# those a tower without graph holds at most.
+_VIDEOMAMBA_KEPT = (4.0, 4.2)
+_VIDEOMAMBA_PEAK = 16.0
 
 
 def analytic_costs(
@@ -128,9 +134,15 @@ def _parameters(config, tower_is_trained: bool) -> tuple[int, int, int]:
     if not isinstance(config, VideoMa2mbaConfig):
         return layer, language, language
     vision, width = config.vision_config, text.hidden_size
-    d, m, patch = vision.hidden_size, vision.intermediate_size, vision.patch_size
-    encoder = 4 * d * d + 2 * d * m + 9 * d + m  # a layer: attention, two linear layers, two norms, biases
-    tower = vision.num_hidden_layers * encoder + 3 * patch * patch * d + d * (vision.image_size // patch) ** 2 + 6 * d
+    d, patch = vision.hidden_size, vision.patch_size
+    if vision.model_type == "videomamba":
+        with torch.device("meta"):
+            tower = sum(parameter.numel() for parameter in VideoMambaModel(vision).parameters())
+    else:
+        m = vision.intermediate_size
+        encoder = 4 * d * d + 2 * d * m + 9 * d + m  # a layer: attention, two linear layers, two norms, biases
+        places = (vision.image_size // patch) ** 2
+        tower = vision.num_hidden_layers * encoder + 3 * patch * patch * d + d * places + 6 * d
     projector = width * (d + 1) + width * (width + 1)
     used = tower * config.feature_layers_run / vision.num_hidden_layers
     trained = language + projector + (used if tower_is_trained else 0)
@@ -141,22 +153,16 @@ def _vision(config, size: int, tower_is_trained: bool) -> dict:
     if not isinstance(config, VideoMa2mbaConfig):
         return {"vision": {}}
     vision = config.vision_config
-    patches = (vision.image_size // vision.patch_size) ** 2 + 1
-    d, m, width = vision.hidden_size, vision.intermediate_size, config.get_text_config().hidden_size
-    wide = 3 * m if vision.hidden_act == "quick_gelu" else 2 * m  # which keeps x, its sigmoid and their product
-    scores = 0
-    if vision._attn_implementation == "eager":  # softmax in fp32
-        scores = vision.num_attention_heads * patches**2 * (size + (4 if size < 4 else 0))
-    # Kept by a layer: two norms' inputs and outputs, q, k, v, attention's output, two linear layers' inputs.
-    graph = config.feature_layers_run * (patches * (8 * d + wide) * size + scores)
-    plain = patches * (3 * d + wide) * size + scores + 3 * vision.image_size**2 * 8
+    d, width = vision.hidden_size, config.get_text_config().hidden_size
+    graph, plain = (_clip_frame if vision.model_type == "videomamba" else _picture)(config, size)
     tokens = config.tokens_per_frame
     projector = tokens * (d + 4 * width) * size
     _, _, trained = _parameters(config, tower_is_trained)
     language = _parameters(config.get_text_config(), True)[1]
     weights = (trained - language) * size
     cost = {}
-    for count in (1, 4, 16):
+    clip = config.frames_per_clip
+    for count in (1, 4, 16) if clip == 1 else (clip, 2 * clip):
         # Weight gradients take the place of the graph on the way down.
         peak = max(count * graph, weights) + count * plain if tower_is_trained else count * projector + weights
         cost[count] = VisionCost(count * plain, peak)
@@ -164,9 +170,33 @@ def _vision(config, size: int, tower_is_trained: bool) -> dict:
         "vision": cost,
         "tower_is_trained": tower_is_trained,
         "tokens_per_frame": tokens,
+        "frames_per_clip": clip,
         "feature_bytes": tokens * d * size,
         "vision_sums": (trained - language) * max(4, size),
     }
+
+
+def _picture(config: VideoMa2mbaConfig, size: int) -> tuple[float, float]:
+    """Return bytes of a frame in CLIP or SigLIP: kept with graph, at most without."""
+    vision = config.vision_config
+    patches, d, m = (vision.image_size // vision.patch_size) ** 2 + 1, vision.hidden_size, vision.intermediate_size
+    wide = 3 * m if vision.hidden_act == "quick_gelu" else 2 * m  # which keeps x, its sigmoid and their product
+    scores = 0
+    if vision._attn_implementation == "eager":  # softmax in fp32
+        scores = vision.num_attention_heads * patches**2 * (size + (4 if size < 4 else 0))
+    # Kept by a layer: two norms' inputs and outputs, q, k, v, attention's output, two linear layers' inputs.
+    graph = config.feature_layers_run * (patches * (8 * d + wide) * size + scores)
+    return graph, patches * (3 * d + wide) * size + scores + 3 * vision.image_size**2 * 8
+
+
+def _clip_frame(config: VideoMa2mbaConfig, size: int) -> tuple[float, float]:
+    """Return bytes of a frame in VideoMamba: kept with graph, at most without."""
+    vision = config.vision_config
+    inner = vision.patches_per_frame * vision.intermediate_size * size
+    read = [directions(scan, vision.bidirectional) for scan in block_scans(vision.scan, vision.num_hidden_layers)]
+    once, each = _VIDEOMAMBA_KEPT
+    graph = sum(once + each * len(block) for block in read[: config.feature_layers_run]) * inner
+    return graph, _VIDEOMAMBA_PEAK * inner + 3 * vision.image_size**2 * 8
 
 
 def _count(shape: tuple[int, ...]) -> int:

@@ -4,7 +4,7 @@ FSDP and ZeRO-3 gather a block's weights around its own forward and backward, so
 the node of checkpoint_engine.py hides. Here the same plan is non-reentrant checkpoints inside one another: a block of
 segments, a segment, a group of layers. What they save is what the plan keeps.
 
-Every block is a collective, so all ranks run the plan of the longest sequence with its number of segments; a rank with
+Every block is a collective, so all ranks run the plan of the longest sequence with the most segments; a rank with
 fewer starts with segments of one masked token, which leave the state as it was and whose output is dropped. Unlike in
 checkpoint_engine.py, the engine sums the weights' gradients over segments, in its dtype; each segment gathers and
 reduces each block again, so few long segments are faster; kept features live as long as the loss. FSDP2's mixed
@@ -83,10 +83,13 @@ class _Run:
         offers = [(length, dataclasses.asdict(plan))] * self.world_size
         if self.world_size > 1:
             dist.all_gather_object(offers, offers[0])
-        longest, fields = max(offers, key=lambda offer: offer[0])
+        _, fields = max(offers, key=lambda offer: offer[0])
         plan = CheckpointPlan(**fields)
-        spans = plan.spans(length)
-        return plan, [None] * (len(plan.spans(longest)) - len(spans)) + spans
+        spans = plan.spans(length, self.inputs.borders())
+        counts = [len(spans)] * self.world_size
+        if self.world_size > 1:
+            dist.all_gather_object(counts, len(spans))
+        return plan, [None] * (max(counts) - len(spans)) + spans
 
     def _prepare_vision(self) -> None:
         inputs, plan, vision = self.inputs, self.plan, self.inputs.model

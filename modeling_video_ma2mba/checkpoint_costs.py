@@ -60,7 +60,7 @@ class StepCosts:
         head_rows: rows of the vocabulary. head_bytes: a weight of head and embedding, each.
         logit_bytes: at most held of logits, their gradients included, per supervised position.
         feature_bytes: pooled features of one frame on the host.
-        tokens_per_frame: 0 without a tower.
+        tokens_per_frame: 0 without a tower. frames_per_clip: frames that the tower reads together.
         weights, gradients, sums, optimizer: bytes of those on the device. layer_sums, vision_sums: sums of one layer,
             of tower and projector.
     """
@@ -86,6 +86,7 @@ class StepCosts:
     vision: dict[int, VisionCost] = None
     tower_is_trained: bool = False
     tokens_per_frame: int = 0
+    frames_per_clip: int = 1
     feature_bytes: int = 0
 
     def layer(self, n: int, recompute: bool) -> LayerCost:
@@ -93,8 +94,12 @@ class StepCosts:
         return _interpolate(self.layers[recompute], n)
 
     def frames(self, count: int) -> VisionCost:
-        """Return the cost of a micro-batch of frames."""
-        return _interpolate(self.vision, count)
+        """Return the cost of a micro-batch of `whole_clips(count)` frames."""
+        return _interpolate(self.vision, self.whole_clips(count))
+
+    def whole_clips(self, count: int) -> int:
+        """Return the frames of the largest micro-batch of at most `count` frames, or of one clip."""
+        return max(count // self.frames_per_clip, 1) * self.frames_per_clip
 
     def loss_positions(self, n: int) -> int:
         """Return how many supervised positions of a segment have logits at a time."""
@@ -124,7 +129,7 @@ def measure_costs(model, batch_size: int, head=None, vision=None) -> StepCosts:
     with RandomState(device).kept():
         layers = {flag: _measure_layer(model, batch_size, flag) for flag in (False, True)}
         hidden = _layer_input(model, batch_size, 1)
-        frames = {count: _measure_frames(vision, count) for count in FRAMES} if vision is not None else {}
+        frames = {count: _measure_frames(vision, count) for count in _frame_counts(vision)}
     state = model.new_state(batch_size)
     costs = StepCosts(
         source="measured",
@@ -168,6 +173,7 @@ def _vision_facts(vision) -> dict:
         "vision_sums": _sums_of([*vision.vision_tower.parameters(), *vision.multi_modal_projector.parameters()]),
         "tower_is_trained": any(parameter.requires_grad for parameter in vision.vision_tower.parameters()),
         "tokens_per_frame": config.tokens_per_frame,
+        "frames_per_clip": config.frames_per_clip,
         "feature_bytes": config.tokens_per_frame
         * config.vision_config.hidden_size
         * vision.multi_modal_projector.linear_1.weight.element_size(),
@@ -230,6 +236,14 @@ def profiled_lengths(model, batch_size: int, backend) -> list[int]:
     return [full // 8, full // 2, full, 2 * full]
 
 
+def _frame_counts(vision) -> tuple[int, ...]:
+    """Return the numbers of frames that a tower is measured at: a few, or one clip and two."""
+    if vision is None:
+        return ()
+    clip = vision.config.frames_per_clip
+    return FRAMES if clip == 1 else (clip, 2 * clip)
+
+
 def _measure_frames(vision, count: int) -> VisionCost:
     config, tower, projector = vision.config, vision.vision_tower, vision.multi_modal_projector
     weight, size = projector.linear_1.weight, config.vision_config.image_size
@@ -239,7 +253,10 @@ def _measure_frames(vision, count: int) -> VisionCost:
 
     def encode():
         pixels = frames.load(0, count, weight.device, tower.dtype)
-        return encode_frames(tower, pixels, config.feature_layers_run, config.spatial_pool_stride).to(weight.dtype)
+        features = encode_frames(
+            tower, pixels, config.feature_layers_run, config.spatial_pool_stride, config.frames_per_clip
+        )
+        return features.to(weight.dtype)
 
     def plain():
         with torch.no_grad():

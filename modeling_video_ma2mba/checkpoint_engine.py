@@ -81,7 +81,7 @@ class _Run:
         self.model, self.inputs, self.length, self.plan = model, inputs, length, plan
         self.loss = copy.copy(loss)  # the caller's will hold the output, and with it this run
         self.layout = layout
-        self.spans = plan.spans(length)
+        self.spans = plan.spans(length, inputs.borders())
         self.groups = plan.groups
         self.initial = state
         weight = model.norm_f.weight

@@ -10,6 +10,9 @@ the vocabulary of the engine (checkpoint_engine.py) and of the planner (checkpoi
 
 from collections import Counter
 from dataclasses import dataclass, field
+from itertools import chain, repeat
+
+import torch
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -110,16 +113,25 @@ class CheckpointPlan:
         ]
         return "\n".join(lines + ([] if self.predicted is None else self.predicted.lines()))
 
-    def spans(self, length: int) -> list[tuple[int, int]]:
-        """Cut `length` tokens, at most `sequence_length`, into (start, stop); what is missing, the first ones lack."""
+    def spans(self, length: int, borders: torch.Tensor | None = None) -> list[tuple[int, int]]:
+        """Cut `length` tokens, at most `sequence_length`, into (start, stop); what is missing, the first ones lack.
+
+        Args:
+            borders: rising positions; a segment starts at the first one within its reach, if there is one, so that
+                it is shorter, and more segments of the longest kind may come first. None: anywhere.
+        """
         if not 1 <= length <= self.sequence_length:
             raise ValueError(f"{length} tokens do not fit a plan for {self.sequence_length}")
         spans, stop = [], length
-        for size in reversed(self.segments):
+        for size in chain(reversed(self.segments[1:]), repeat(max(self.segments))):
+            start = max(0, stop - size)
+            if borders is not None and start > 0:
+                border = int(borders[torch.searchsorted(borders, start)])
+                start = border if border < stop else start
+            spans.append((start, stop))
+            stop = start
             if stop == 0:
                 break
-            spans.append((max(0, stop - size), stop))
-            stop = spans[-1][0]
         return spans[::-1]
 
     @property

@@ -13,7 +13,7 @@ from .checkpoint_plan import CheckpointPlan, uniform
 from .checkpoint_predict import PlanCosts, gib, predict, segment_peaks
 
 # Neighbouring segment lengths differ by this factor, and whole chunks are taken: the Triton scan's where they fit in
-# twice, then the PyTorch scan's.
+# twice, then the PyTorch scan's. Whole clips of a VideoMamba tower likewise: segments end where clips do.
 _STEP = 1.19
 _CHUNKS = (256, 64)
 # Shorter segments keep neither a GPU nor a CPU busy; tokens over all rows.
@@ -110,9 +110,11 @@ def candidates(
 def segment_lengths(costs: StepCosts, sequence_length: int) -> list[int]:
     """Return the lengths tried: the longest, and a geometric grid of whole chunks where they are long enough."""
     longest = min(sequence_length, costs.longest_segment)
+    clip = costs.frames_per_clip * costs.tokens_per_frame if costs.frames_per_clip > 1 else 1
+    chunks = sorted({clip, *_CHUNKS}, reverse=True)
     lengths, s = {longest}, longest / _STEP
     while s >= max(1, _SHORTEST // costs.batch_size, sequence_length / _MOST_SEGMENTS):
-        chunk = next((size for size in _CHUNKS if s >= 2 * size), 1)
+        chunk = next((size for size in chunks if s >= 2 * size), 1)
         lengths.add(round(s / chunk) * chunk)
         s /= _STEP
     return sorted(n for n in lengths if n <= longest)

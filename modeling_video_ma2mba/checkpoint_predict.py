@@ -181,8 +181,10 @@ def _backward_peaks(plan: CheckpointPlan, costs: StepCosts, j: int) -> list[tupl
 
 
 def _frames_at_once(plan: CheckpointPlan, costs: StepCosts, j: int, num_frames: int) -> int:
-    """Return frames of the largest micro-batch of segment j, whose first and last frame may be cut."""
-    return min(plan.frames_per_batch, num_frames, -(-plan.segments[j] // costs.tokens_per_frame) + 1)
+    """Return frames of the largest micro-batch of segment j, whose first and last clip may be cut."""
+    clip = costs.frames_per_clip
+    touched = (-(-plan.segments[j] // (costs.tokens_per_frame * clip)) + 1) * clip
+    return min(plan.frames_per_batch, num_frames, touched)
 
 
 def _input_peaks(plan: CheckpointPlan, costs: StepCosts, j: int, num_frames: int) -> list[tuple[float, float]]:
@@ -239,10 +241,11 @@ def _vision_seconds(plan: CheckpointPlan, costs: StepCosts, num_frames: int) -> 
     if not num_frames:
         return 0.0
     cost = costs.frames(plan.frames_per_batch)
+    count = costs.whole_clips(plan.frames_per_batch)
     passes = 1 if plan.keep_features else 2 + (plan.segments_per_block > 1)
     if not plan.keep_features and not costs.tower_is_trained:
         passes += 1  # the projector's graph needs the values once more
-    return num_frames / plan.frames_per_batch * (passes * cost.plain_seconds + cost.graph_seconds)
+    return num_frames / count * (passes * cost.plain_seconds + cost.graph_seconds)
 
 
 def _plain_seconds(plan: CheckpointPlan, costs: StepCosts, num_frames: int) -> float | None:
@@ -253,5 +256,5 @@ def _plain_seconds(plan: CheckpointPlan, costs: StepCosts, num_frames: int) -> f
     if num_frames:
         cost = costs.frames(plan.frames_per_batch)
         seconds = cost.graph_seconds + (0 if costs.tower_is_trained else cost.plain_seconds)
-        vision = num_frames / plan.frames_per_batch * seconds
+        vision = num_frames / costs.whole_clips(plan.frames_per_batch) * seconds
     return plan.num_layers * (layer.graph_seconds + layer.backward_seconds) + vision

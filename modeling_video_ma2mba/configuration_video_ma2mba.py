@@ -10,7 +10,8 @@ from huggingface_hub.dataclasses import strict
 from transformers import CLIPVisionConfig, Mamba2Config, PreTrainedConfig, SiglipVisionConfig
 from transformers.activations import ACT2FN
 
-BACKENDS = ("auto", "torch", "triton")
+from .configuration_videomamba import VideoMambaConfig
+from .kernels import BACKENDS
 
 # The published Mamba-2 sizes (state-spaces/mamba2-*): expand 2, head dim 64, state 128, one group.
 _LANGUAGE_PRESETS = {
@@ -20,7 +21,12 @@ _LANGUAGE_PRESETS = {
 }
 # The paper's names of the whole model and the language model each one is built on (section 4).
 _VIDEO_PRESETS = {"0.7b": "370m", "1.8b": "1.3b", "3.1b": "2.7b"}
-_VISION_CONFIGS = {"clip_vision_model": CLIPVisionConfig, "siglip_vision_model": SiglipVisionConfig}
+_VISION_CONFIGS = {
+    "clip_vision_model": CLIPVisionConfig,
+    "siglip_vision_model": SiglipVisionConfig,
+    "videomamba": VideoMambaConfig,
+}
+_CLIP_MEAN, _CLIP_STD = (0.48145466, 0.4578275, 0.40821073), (0.26862954, 0.26130258, 0.27577711)
 # CLIP-ViT-L/14 at 336 px.
 _CLIP_L_336 = {
     "hidden_size": 1024,
@@ -132,18 +138,20 @@ class VideoMa2mbaConfig(PreTrainedConfig):
     """Configuration of Video-Ma²mba: a vision tower, a 2-layer MLP projector and a Mamba-2 language model.
 
     Args:
-        vision_config (`dict` or config, *optional*): CLIP (`clip_vision_model`, the default: CLIP-ViT-L/336) or SigLIP
-            (`siglip_vision_model`) vision tower.
+        vision_config (`dict` or config, *optional*): the vision tower: CLIP (`clip_vision_model`, the default:
+            CLIP-ViT-L/336), SigLIP (`siglip_vision_model`) or VideoMamba (`videomamba`), which reads `num_frames`
+            frames at a time.
         text_config (`dict` or `Ma2mbaConfig`, *optional*): the language model; `model_type: mamba2` is read as
             `ma2mba`. Default: the 370M preset.
         image_token_id (`int`, *optional*, defaults to 50277): placeholder of one visual token of an image.
         video_token_id (`int`, *optional*, defaults to 50278): placeholder of one visual token of a video.
-        vision_feature_layer (`int`, *optional*, defaults to -2): hidden state of the tower that is read; -1 is the
-            output of its last layer. The layers behind it are kept in the checkpoint but never run.
+        vision_feature_layer (`int`, *optional*, defaults to -2): hidden state of the tower that is read, as in its
+            `hidden_states`; -1 is the output of its last layer (VideoMamba: after the final norm). The layers behind
+            it are kept in the checkpoint but never run.
         spatial_pool_stride (`int`, *optional*, defaults to 2): bilinear pooling of the patch grid, per side.
         projector_hidden_act (`str`, *optional*, defaults to `"gelu"`): activation between the projector's two layers.
         image_mean, image_std (`list[float]`, *optional*): per-channel normalisation of frames scaled to 0..1, applied
-            to uint8 frames on the device. Default: CLIP's.
+            to uint8 frames on the device. Default: those of a VideoMamba tower's config, else CLIP's.
 
     Example:
 
@@ -165,8 +173,8 @@ class VideoMa2mbaConfig(PreTrainedConfig):
     vision_feature_layer: int = -2
     spatial_pool_stride: int = 2
     projector_hidden_act: str = "gelu"
-    image_mean: list[float] | tuple[float, ...] = (0.48145466, 0.4578275, 0.40821073)
-    image_std: list[float] | tuple[float, ...] = (0.26862954, 0.26130258, 0.27577711)
+    image_mean: list[float] | tuple[float, ...] | None = None
+    image_std: list[float] | tuple[float, ...] | None = None
     tie_word_embeddings: bool | None = None
 
     def __post_init__(self, **kwargs):
@@ -188,7 +196,9 @@ class VideoMa2mbaConfig(PreTrainedConfig):
         # One switch for the whole model: the head is tied exactly where the language model's was.
         if self.tie_word_embeddings is None:
             self.tie_word_embeddings = self.text_config.tie_word_embeddings
-        self.image_mean, self.image_std = list(self.image_mean), list(self.image_std)
+        for name, default in (("image_mean", _CLIP_MEAN), ("image_std", _CLIP_STD)):
+            given = getattr(self, name)
+            setattr(self, name, list(getattr(self.vision_config, name, default) if given is None else given))
         super().__post_init__(**kwargs)
 
     @classmethod
@@ -220,6 +230,11 @@ class VideoMa2mbaConfig(PreTrainedConfig):
                 raise ValueError(
                     f"{name}={getattr(self, name)} is outside the {self.text_config.vocab_size} rows of the embedding"
                 )
+        if getattr(vision, "tubelet_size", 1) != 1:
+            raise ValueError(
+                f"vision_config: tubelet_size={vision.tubelet_size}; every frame has visual tokens of its own, so it "
+                "must be 1"
+            )
         if vision.num_channels != 3:
             raise ValueError(f"vision_config: num_channels={vision.num_channels}; frames have 3")
         if len(self.image_mean) != 3 or not all(math.isfinite(mean) for mean in self.image_mean):
@@ -234,6 +249,11 @@ class VideoMa2mbaConfig(PreTrainedConfig):
         """Number of the tower's layers that run: those up to `vision_feature_layer`."""
         layer = self.vision_feature_layer
         return layer if layer >= 0 else self.vision_config.num_hidden_layers + 1 + layer
+
+    @property
+    def frames_per_clip(self) -> int:
+        """Frames of a video that the tower reads together: `num_frames` of VideoMamba, 1 where pictures are read."""
+        return getattr(self.vision_config, "num_frames", None) or 1
 
     @property
     def pooled_grid(self) -> int:

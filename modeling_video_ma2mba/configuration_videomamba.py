@@ -9,7 +9,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
-from .configuration_video_ma2mba import BACKENDS
+from .kernels import BACKENDS
 from .scan_orders import block_scans
 
 # The paper's sizes (Table 1): Tiny, Small, Middle, Base; patch 16, expand 2, state 16 in all.

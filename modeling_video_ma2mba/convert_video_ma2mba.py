@@ -15,7 +15,10 @@ from .modeling_video_ma2mba import VideoMa2mbaForConditionalGeneration, VideoMa2
 
 VISUAL_TOKENS = ("<image>", "<video>")
 _TEXT_SIDE = ("text_model.", "logit_scale", "logit_bias", "text_projection.", "visual_projection.")
-_VISION_TYPES = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
+_TOWERS = ("clip_vision_model", "siglip_vision_model", "videomamba")
+_WHOLE_MODELS = {"clip": "clip_vision_model", "siglip": "siglip_vision_model"}
+# Of a VideoMamba's config: what belongs to its head and its folder.
+_NOT_THE_TOWERS = ("architectures", "auto_map", "id2label", "label2id", "problem_type", "transformers_version")
 
 
 def convert_video_ma2mba(
@@ -27,9 +30,10 @@ def convert_video_ma2mba(
     dtype: torch.dtype | None = None,
     seed: int = 0,
 ) -> dict:
-    """Join a CLIP or SigLIP folder and a Mamba-2 folder with a new projector; save model and processor.
+    """Join a vision folder and a Mamba-2 folder with a new projector; save model and processor.
 
     Args:
+        vision: folder of a CLIP, SigLIP or VideoMamba model (of VideoMamba as this package writes them).
         tokenizer: folder of the language model's tokenizer; default: the Mamba-2 folder.
         frame_fit: how pictures become square, saved in the processor: "crop" as CLIP, "pad" or "stretch".
         dtype: of the new weights; None keeps that of the language model's embedding.
@@ -91,21 +95,25 @@ def _vision_config(folder: Path) -> tuple[dict, dict]:
     """Return the fields of `vision_config`, and of the folder's preprocessing if it has any."""
     fields = read_json(folder / "config.json")
     model_type = fields.get("model_type")
-    if model_type in _VISION_TYPES:
-        fields, model_type = fields.get("vision_config") or {}, _VISION_TYPES[model_type]
-    if model_type not in _VISION_TYPES.values():
-        raise ConversionError(f"{folder} holds a {model_type!r} model; the tower must be CLIP or SigLIP")
+    if model_type in _WHOLE_MODELS:
+        fields, model_type = fields.get("vision_config") or {}, _WHOLE_MODELS[model_type]
+    if model_type not in _TOWERS:
+        raise ConversionError(f"{folder} holds a {model_type!r} model; the tower must be CLIP, SigLIP or VideoMamba")
+    if model_type == "videomamba":
+        fields = {name: value for name, value in fields.items() if name not in _NOT_THE_TOWERS}
     path = folder / "preprocessor_config.json"
     return {**fields, "model_type": model_type}, read_json(path) if path.is_file() else {}
 
 
 def _take_vision(ledger: KeyLedger, tensors: dict[str, torch.Tensor], folder: str | Path) -> None:
     for key, tensor in tensors.items():
-        name = key.removeprefix("vision_model.")
+        name = key.removeprefix("vision_model.").removeprefix("videomamba.")
         if key.startswith(_TEXT_SIDE):
             ledger.leave_out(key, "not part of the vision tower")
         elif name.endswith("position_ids"):
             ledger.leave_out(key, "a counter, made anew by the model")
+        elif key in ("head.weight", "head.bias"):
+            ledger.leave_out(key, "VideoMamba's classifier")
         elif f"model.vision_tower.{name}" in ledger.expected:
             ledger.take(key, f"model.vision_tower.{name}", tensor)
         else:

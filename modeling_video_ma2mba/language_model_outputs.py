@@ -172,7 +172,7 @@ def read_rows(
         return _bring_up_to_date(state, past_key_values, seen_before + rows.full_length), None
     layers = [KeptOutputs(rows) for _ in range(model.config.num_hidden_layers + 1)] if output_hidden_states else None
     for start, hidden, per_layer in model.stream(
-        inputs, rows.length, state, rows.layout, segment_length, output_hidden_states
+        inputs, rows.length, state, rows.layout, segment_length, output_hidden_states, inputs.borders()
     ):
         for sink in sinks:
             sink.add(start, hidden)

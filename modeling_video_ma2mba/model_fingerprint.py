@@ -27,6 +27,8 @@ def model_fingerprint(model: nn.Module) -> str:
     settings |= {name: list(map(float, getattr(config, name))) for name in ("image_mean", "image_std")}
     settings |= {name: getattr(text, name) for name in ("head_dim", "state_size", "n_groups", "conv_kernel")}
     settings["time_step_limit"] = [str(float(limit)) for limit in text.time_step_limit]
+    if hasattr(config.vision_config, "scan"):  # VideoMamba: orders of reading leave no trace in the parameters
+        settings["scan"] = config.vision_config.scan
     parameters = sorted(model.named_parameters())
     settings["parameters"] = [[name, list(parameter.shape)] for name, parameter in parameters]
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())

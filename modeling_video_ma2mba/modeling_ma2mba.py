@@ -273,6 +273,7 @@ class Ma2mbaModel(Ma2mbaPreTrainedModel):
         layout: RowLayout | None = None,
         segment_length: int | None = None,
         output_hidden_states: bool = False,
+        borders: torch.Tensor | None = None,
     ) -> Iterator[tuple[int, torch.Tensor, list[torch.Tensor] | None]]:
         """Read `length` positions piece by piece; `state` moves along.
 
@@ -281,6 +282,7 @@ class Ma2mbaModel(Ma2mbaPreTrainedModel):
 
         Args:
             embed: `embed(i, j)` returns the input of positions i..j, (B, j-i, D).
+            borders: rising positions; a piece ends at the last one within its reach, if there is one. None: anywhere.
 
         Yields:
             start, the output (B, n, D) of the positions from `start`, and every layer's hidden states or None.
@@ -288,8 +290,12 @@ class Ma2mbaModel(Ma2mbaPreTrainedModel):
         piece = self.longest_segment(state.batch_size)
         if not torch.is_grad_enabled():
             piece = min(piece, segment_length or max(1, self.segment_length // state.batch_size))
-        for start in range(0, length, piece):
-            stop = min(start + piece, length)
+        stop = 0
+        while stop < length:
+            start, stop = stop, min(stop + piece, length)
+            if borders is not None:
+                border = int(borders[torch.searchsorted(borders, stop, right=True) - 1])
+                stop = border if border > start else stop
             per_layer = [] if output_hidden_states else None
             lengths = None if layout is None else layout.lengths_in(start, stop)
             hidden, after = self.segment(embed(start, stop), state, lengths, per_layer)

@@ -22,13 +22,13 @@ from .generation_video_ma2mba import Ma2mbaGenerationMixin
 from .hub_code import code_in_config, own_class, save_code
 from .language_model_outputs import causal_lm_outputs, model_outputs
 from .modeling_ma2mba import Ma2mbaModel
+from .modeling_videomamba import VideoMambaModel
 from .row_layout import Rows
 from .state import RecurrentState
 from .vision_features import (
     FRAMES_PER_BATCH,
     FrameSequence,
     encode_frames,
-    frame_batches,
     frame_sequence,
     unused_tower_parameters,
 )
@@ -56,7 +56,7 @@ class VideoMa2mbaPreTrainedModel(CheckpointingMixin, PreTrainedModel):
     base_model_prefix = "model"
     input_modalities = ("image", "video", "text")
     supports_gradient_checkpointing = True
-    _no_split_modules = ("Ma2mbaBlock", "CLIPEncoderLayer", "SiglipEncoderLayer")
+    _no_split_modules = ("Ma2mbaBlock", "CLIPEncoderLayer", "SiglipEncoderLayer", "VideoMambaBlock")
     _skip_keys_device_placement = ("past_key_values",)
     _is_stateful = True
     _supports_sdpa = True
@@ -98,7 +98,10 @@ class VideoMa2mbaModel(VideoMa2mbaPreTrainedModel):
 
     def __init__(self, config: VideoMa2mbaConfig):
         super().__init__(config)
-        self.vision_tower = AutoModel.from_config(config.vision_config)
+        # Ours not by its Auto class: code that came from the Hub is registered with none.
+        is_videomamba = config.vision_config.model_type == "videomamba"
+        build_tower = VideoMambaModel._from_config if is_videomamba else AutoModel.from_config
+        self.vision_tower = build_tower(config.vision_config)
         self.multi_modal_projector = VideoMa2mbaProjector(config)
         self.language_model = Ma2mbaModel._from_config(config.text_config)
         self.post_init()
@@ -144,14 +147,18 @@ class VideoMa2mbaModel(VideoMa2mbaPreTrainedModel):
 
     def _features(self, frames: FrameSequence) -> BaseModelOutputWithPooling:
         weight = self.multi_modal_projector.linear_1.weight
-        batches = frame_batches(0, len(frames), 1, FRAMES_PER_BATCH)
-        pixels = (frames.load(i, j, weight.device, self.vision_tower.dtype) for i, j in batches)
-        return BaseModelOutputWithPooling(pooler_output=torch.cat([self.encode_pixels(part) for part in pixels]))
+        parts = [
+            self.encode_pixels(frames.load(i, j, weight.device, self.vision_tower.dtype), clip)
+            for i, j, clip in frames.batches(0, len(frames), FRAMES_PER_BATCH)
+        ]
+        return BaseModelOutputWithPooling(pooler_output=torch.cat(parts))
 
-    def encode_pixels(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Run tower, pooling and projector on normalised frames: (F, 3, H, W) -> (F, V, D)."""
+    def encode_pixels(self, pixels: torch.Tensor, frames_per_clip: int = 1) -> torch.Tensor:
+        """Run tower, pooling and projector on normalised frames, whole clips: (F, 3, H, W) -> (F, V, D)."""
         config = self.config
-        features = encode_frames(self.vision_tower, pixels, config.feature_layers_run, config.spatial_pool_stride)
+        features = encode_frames(
+            self.vision_tower, pixels, config.feature_layers_run, config.spatial_pool_stride, frames_per_clip
+        )
         return self.multi_modal_projector(features.to(self.multi_modal_projector.linear_1.weight.dtype))
 
     @can_return_tuple
@@ -173,7 +180,8 @@ class VideoMa2mbaModel(VideoMa2mbaPreTrainedModel):
         Args:
             input_ids: (B, T) with one placeholder id per visual token.
             pixel_values: images (N, 3, H, W) in the order of their placeholders, row by row; uint8, or normalised.
-            pixel_values_videos: (N, F, 3, H, W), a list of (F, 3, H, W), or `FrameSource`s, likewise.
+            pixel_values_videos: (N, F, 3, H, W), a list of (F, 3, H, W), or `FrameSource`s, likewise. A VideoMamba
+                tower reads each in clips of `frames_per_clip` from its first frame; the last may be shorter.
         """
         rows = Rows(input_ids, inputs_embeds, attention_mask, past_key_values)
         return model_outputs(

@@ -256,7 +256,11 @@ class VideoMambaModel(VideoMambaPreTrainedModel):
         return torch.cat([first.expand(len(patches), -1, -1), patches.flatten(1, 2)], dim=1)
 
     def encode(
-        self, tokens: torch.Tensor, order: torch.Tensor | None = None, hidden_states: list[torch.Tensor] | None = None
+        self,
+        tokens: torch.Tensor,
+        order: torch.Tensor | None = None,
+        hidden_states: list[torch.Tensor] | None = None,
+        layers_run: int | None = None,
     ) -> torch.Tensor:
         """Run the blocks and the final norm: (B, L, D) -> (B, L, D) in the dtype of the weights.
 
@@ -264,14 +268,17 @@ class VideoMambaModel(VideoMambaPreTrainedModel):
             tokens: the class token, then any patches in stored order.
             order: (L,) in which temporal-first directions read; see `temporal_order`.
             hidden_states: a list that every block's input and the output are appended to.
+            layers_run: the first blocks alone, without the norm: the residual stream behind them, fp32 or better.
+                None, or all of them: the whole encoder.
         """
         backend = choose_backend(self.config.backend, tokens.device, self.dtype, scan="selective")
         hidden = tokens.to(at_least_fp32(tokens.dtype))  # the residual stream
-        for block in self.layers:
+        for block in self.layers[:layers_run]:
             if hidden_states is not None:
                 hidden_states.append(hidden)
             hidden = block(hidden, order, backend)
-        hidden = self.norm_f(hidden)
+        if layers_run in (None, len(self.layers)):
+            hidden = self.norm_f(hidden)
         if hidden_states is not None:
             hidden_states.append(hidden)
         return hidden
@@ -356,7 +363,12 @@ class _Classifier(VideoMambaPreTrainedModel):
 
     def _classify(self, encoded: BaseModelOutputWithPooling, labels: torch.Tensor | None):
         logits = self.head(encoded.pooler_output)  # (B, D) -> (B, labels)
-        loss = None if labels is None else self.loss_function(labels, logits, self.config)
+        if labels is None:
+            loss = None
+        elif labels.ndim == 2 and self.config.problem_type == "single_label_classification":
+            loss = F.cross_entropy(logits.float(), labels.to(logits.device, torch.float32))  # (B, labels) shares
+        else:
+            loss = self.loss_function(labels, logits, self.config)
         return ImageClassifierOutputWithNoAttention(loss=loss, logits=logits, hidden_states=encoded.hidden_states)
 
 
@@ -394,7 +406,9 @@ class VideoMambaForImageClassification(_Classifier):
         """Classify images (B, 3, H, W), uint8 or normalised.
 
         Args:
-            labels: (B,) class numbers; targets (B,) for `num_labels=1`; see `config.problem_type`.
+            labels: (B,) class numbers; targets (B,) for `num_labels=1`; see `config.problem_type`. With
+                `problem_type="single_label_classification"` also (B, labels), a share for each class, as mixed clips
+                have them.
 
         Returns:
             `logits` (B, labels), and the loss, a mean over the batch, where labels were given.
@@ -434,7 +448,9 @@ class VideoMambaForVideoClassification(_Classifier):
         """Classify clips (B, num_frames, 3, H, W), in any of the forms `VideoMambaModel` takes.
 
         Args:
-            labels: (B,) class numbers; targets (B,) for `num_labels=1`; see `config.problem_type`.
+            labels: (B,) class numbers; targets (B,) for `num_labels=1`; see `config.problem_type`. With
+                `problem_type="single_label_classification"` also (B, labels), a share for each class, as mixed clips
+                have them.
 
         Returns:
             `logits` (B, labels), and the loss, a mean over the batch, where labels were given.

@@ -23,6 +23,10 @@ class TextInputs:
             return self.rows.inputs_embeds[:, start:stop]
         return self.embeddings(self.rows.input_ids[:, start:stop])
 
+    def borders(self) -> torch.Tensor | None:
+        """Return the positions where a segment had better end; None: all are as good."""
+        return None
+
     def trained(self) -> list[torch.Tensor]:
         """Return the tensors that `backward` finds gradients of: weights, or the given embeddings."""
         if self.rows.inputs_embeds is not None:

@@ -135,13 +135,21 @@ class RecurrentState:
 
     # Files.
 
-    def save(self, path: str | Path, metadata: dict[str, str] | None = None, dtype: torch.dtype | None = None) -> None:
+    def save(
+        self,
+        path: str | Path,
+        metadata: dict[str, str] | None = None,
+        dtype: torch.dtype | None = None,
+        others: dict[str, torch.Tensor] | None = None,
+    ) -> None:
         """Write the state as safetensors; `metadata` is kept in the header as strings.
 
         Args:
-            dtype: of the tensors in the file; None keeps theirs. bfloat16 halves the file and rounds the state.
+            dtype: of the state's tensors in the file; None keeps theirs. bfloat16 halves the file and rounds the
+                state.
+            others: tensors that go with the state, by names of their own; kept as they are.
         """
-        tensors = {}
+        tensors = dict(others or {})
         for i, (conv, ssm) in enumerate(zip(self.conv, self.ssm)):
             tensors[f"layers.{i}.conv"] = conv.detach().to(dtype or conv.dtype).contiguous()
             tensors[f"layers.{i}.ssm"] = ssm.detach().to(dtype or ssm.dtype).contiguous()
@@ -155,11 +163,16 @@ class RecurrentState:
         config: Ma2mbaConfig,
         device: torch.device | str = "cpu",
         batch_size: int | None = None,
+        others: dict[str, torch.Tensor] | None = None,
     ) -> tuple["RecurrentState", dict[str, str]]:
         """Read a state for a model of this config; return it with its metadata. The SSM state is fp32 or better again.
 
         Every name, shape and dtype is checked against `config`, the model's, and the rows against `batch_size`, if
         given, before a tensor is read.
+
+        Args:
+            others: uint8 tensors of the right shapes, on any device, into which the file's tensors of these names are
+                written; the file holds exactly these beside the state.
 
         Raises:
             ValueError: the file is no state, is damaged, or belongs to another model; names file and reason.
@@ -167,12 +180,14 @@ class RecurrentState:
         config = config.get_text_config()
         with _opened(path, device) as file:
             seen_tokens, metadata = _read_header(path, file.metadata() or {})
-            cls._check_tensors(path, file, config, batch_size)
+            cls._check_tensors(path, file, config, batch_size, others or {})
             layers = range(config.num_hidden_layers)
             # Copies: what is read from a file on a CPU is the file, and changes with it.
             conv = [file.get_tensor(f"layers.{i}.conv").clone() for i in layers]
             ssm = [file.get_tensor(f"layers.{i}.ssm") for i in layers]
             ssm = [t.to(torch.promote_types(t.dtype, torch.float32), copy=True) for t in ssm]
+            for name, tensor in (others or {}).items():
+                tensor.copy_(file.get_tensor(name))
         return cls(conv, ssm, seen_tokens), metadata
 
     @classmethod
@@ -182,13 +197,20 @@ class RecurrentState:
             return _read_header(path, file.metadata() or {})[1]
 
     @classmethod
-    def _check_tensors(cls, path, file, config: Ma2mbaConfig, rows: int | None) -> None:
+    def _check_tensors(cls, path, file, config: Ma2mbaConfig, rows: int | None, others: dict) -> None:
         expected = {f"layers.{i}.{name}" for i in range(config.num_hidden_layers) for name in ("conv", "ssm")}
-        if set(file.keys()) != expected:
+        if set(file.keys()) != expected | set(others):
             raise ValueError(
                 f"{path}: holds {len(file.keys())} tensors, this model of {config.num_hidden_layers} layers "
-                f"needs {len(expected)}: the state of another model"
+                f"needs {len(expected) + len(others)}: the state of another model"
             )
+        for name, tensor in others.items():
+            found = file.get_slice(name)
+            if (found.get_shape(), found.get_dtype()) != (list(tensor.shape), "U8"):
+                raise ValueError(
+                    f"{path}: {name} is {found.get_dtype()} {tuple(found.get_shape())}, this model needs U8 "
+                    f"{tuple(tensor.shape)}"
+                )
         batch_size = (file.get_slice("layers.0.ssm").get_shape() or [0])[0]
         if batch_size < 1:
             raise ValueError(f"{path}: holds no rows")

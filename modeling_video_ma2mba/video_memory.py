@@ -20,6 +20,7 @@ from .state import RecurrentState
 
 _FORMAT = "video-memory-1"
 _DTYPES = ("bfloat16", "float32", "float64")
+_WAITING = "waiting_frames"
 
 
 @dataclass(frozen=True)
@@ -29,7 +30,7 @@ class WatchedVideo:
     Attributes:
         name: the file as it was given, "frames" for an iterator, "live" for `LiveFrames`.
         fps: frames read per second. start, end: the part of the file to be read, in seconds; end None: all of it.
-        frames: frames read. seconds: how much of the video they stand for.
+        frames: frames read, those that wait for their clip included. seconds: how much of the video they stand for.
         dropped: frames of a live stream that were lost.
         complete: whether it was read to its end.
         text_tokens: tokens of the texts between its frames.
@@ -51,13 +52,16 @@ class VideoMemory:
     """State of a model behind the frames it watched; made by `model.watch`, `load` or `model.load_memory`.
 
     Attributes:
-        state: behind the last frame, one row.
+        state: behind the last frame that does not wait, one row.
         config: the model's. fingerprint: `model_fingerprint` of the model.
         prompt_ids: the token ids before the frames. system: text of the system turn, None for the template's own.
         videos: what was seen, in order.
         interrupted_from: for a watch that did not come to its end the place in `videos` of its first video: the same
             call with this memory goes on where it stopped.
         snapshots: earlier states of it, or None.
+        waiting: the last frames of a video that goes on, uint8 (n, 3, S, S) on the host: with a VideoMamba tower the
+            beginning of a clip of n + 1 frames or more. Another `watch` of this video completes the clip; `ask`,
+            `chat` and a `watch` of something else read them as a short last clip. None: there are none.
     """
 
     state: RecurrentState
@@ -68,6 +72,7 @@ class VideoMemory:
     videos: tuple[WatchedVideo, ...] = ()
     interrupted_from: int | None = None
     snapshots: MemorySnapshots | None = None
+    waiting: torch.Tensor | None = None
 
     @property
     def frames_seen(self) -> int:
@@ -85,7 +90,7 @@ class VideoMemory:
 
     @property
     def nbytes(self) -> int:
-        return self.state.nbytes
+        return self.state.nbytes + (0 if self.waiting is None else self.waiting.nbytes)
 
     def __repr__(self) -> str:
         return (
@@ -138,11 +143,15 @@ class VideoMemory:
             "system": self.system,
             "videos": [asdict(video) for video in self.videos],
             "interrupted_from": self.interrupted_from,
+            "waiting": 0 if self.waiting is None else len(self.waiting),
         }
         part = Path(f"{os.fspath(path)}.part")
         try:
             self.state.save(
-                part, {"video_memory": json.dumps(header)}, dtype=None if dtype is None else getattr(torch, dtype)
+                part,
+                {"video_memory": json.dumps(header)},
+                dtype=None if dtype is None else getattr(torch, dtype),
+                others=None if self.waiting is None else {_WAITING: self.waiting},
             )
             part.replace(path)
         finally:
@@ -178,11 +187,25 @@ class VideoMemory:
         frames = sum(video.frames for video in videos)
         if header.count("frames") != frames:
             raise header.damaged("frames")
-        state, _ = RecurrentState.load(path, config, device, batch_size=1)
+        count, side = header.waiting(), config.vision_config.image_size
+        if count > min(frames, config.frames_per_clip - 1):
+            raise header.damaged("waiting")
+        waiting = torch.empty(count, 3, side, side, dtype=torch.uint8) if count else None
+        others = {_WAITING: waiting} if count else None
+        state, _ = RecurrentState.load(path, config, device, batch_size=1, others=others)
         texts = sum(video.text_tokens for video in videos)
-        if state.seen_tokens != len(prompt_ids) + frames * config.tokens_per_frame + texts:
+        if state.seen_tokens != len(prompt_ids) + (frames - count) * config.tokens_per_frame + texts:
             raise header.damaged("seen_tokens")
-        return cls(state, config, fingerprint, prompt_ids, header.optional_text("system"), videos, interrupted_from)
+        return cls(
+            state,
+            config,
+            fingerprint,
+            prompt_ids,
+            header.optional_text("system"),
+            videos,
+            interrupted_from,
+            waiting=waiting,
+        )
 
 
 class _Header:
@@ -217,6 +240,10 @@ class _Header:
 
     def optional_count(self, name: str) -> int | None:
         return self._value(name, lambda value: value is None or _is_count(value))
+
+    def waiting(self) -> int:
+        # Files that were written before there were clips do not count them.
+        return self.count("waiting") if "waiting" in self.values else 0
 
     def prompt_ids(self) -> tuple[int, ...]:
         return tuple(self._value("prompt_ids", lambda ids: isinstance(ids, list) and all(map(_is_count, ids))))

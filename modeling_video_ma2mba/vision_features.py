@@ -1,11 +1,13 @@
 """From frames to visual tokens: `FrameSequence` (what was given, in order), `encode_frames` (tower and pooling).
 
-Frames stay where they are until they are needed; only those of one micro-batch are on the device as pixels.
+Frames stay where they are until they are needed; only those of one micro-batch are on the device as pixels. CLIP and
+SigLIP see each frame on its own; VideoMamba sees clips of frames, counted from the start of each video. What a frame
+becomes then depends on its whole clip, so clips are encoded whole.
 
-Dims: F frames, V visual tokens of a frame, D vision width.
+Dims: F frames, V visual tokens of a frame, D vision width, T frames of a clip, S patches of a frame.
 """
 
-from collections.abc import Sequence
+from bisect import bisect_right
 
 import torch
 from torch import nn
@@ -24,10 +26,14 @@ class FrameSequence:
             the device, float frames are taken as normalised.
         image_size: H and W. mean, std: per channel, of frames scaled to 0..1.
         name: the argument, for error messages.
+        frames_per_clip: frames that the tower sees together.
     """
 
-    def __init__(self, given, image_size: int, mean: list[float], std: list[float], name: str):
+    def __init__(
+        self, given, image_size: int, mean: list[float], std: list[float], name: str, frames_per_clip: int = 1
+    ):
         self.name, self.image_size, self.mean, self.std = name, image_size, mean, std
+        self.frames_per_clip = frames_per_clip
         if torch.is_tensor(given):
             if given.ndim == 4:
                 given = given[None] if name == "pixel_values_videos" else given[:, None]
@@ -55,6 +61,28 @@ class FrameSequence:
     def __len__(self) -> int:
         return self.starts[-1]
 
+    def clip_of(self, frame: int) -> tuple[int, int]:
+        """Return the clip (first frame, end frame) that a frame is in; the last one of a video may be shorter."""
+        video = bisect_right(self.starts, frame) - 1
+        first = frame - (frame - self.starts[video]) % self.frames_per_clip
+        return first, min(first + self.frames_per_clip, self.starts[video + 1])
+
+    def batches(self, first: int, end: int, most: int) -> list[tuple[int, int, int]]:
+        """Cut the clips that hold frames first..end into micro-batches of up to `most` frames, at least one clip.
+
+        Returns:
+            (first frame, end frame, frames of each clip), in order.
+        """
+        batches: list[tuple[int, int, int]] = []
+        while first < end:
+            start, stop = self.clip_of(first)
+            if batches and batches[-1][2] == stop - start and stop - batches[-1][0] <= most:
+                batches[-1] = (batches[-1][0], stop, stop - start)
+            else:
+                batches.append((start, stop, stop - start))
+            first = stop
+        return batches
+
     def load(self, start: int, stop: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
         """Return frames start..stop on the device, normalised, (stop - start, 3, H, W)."""
         pieces = []
@@ -74,22 +102,31 @@ class FrameSequence:
 
 def frame_sequence(config, given, name: str) -> FrameSequence:
     """Return the frames given as argument `name` to a model of this `VideoMa2mbaConfig`."""
-    return FrameSequence(given, config.vision_config.image_size, config.image_mean, config.image_std, name)
+    size = config.vision_config.image_size
+    return FrameSequence(given, size, config.image_mean, config.image_std, name, config.frames_per_clip)
 
 
-def encode_frames(tower: nn.Module, pixels: torch.Tensor, layers_run: int, stride: int) -> torch.Tensor:
+def encode_frames(
+    tower: nn.Module, pixels: torch.Tensor, layers_run: int, stride: int, frames_per_clip: int = 1
+) -> torch.Tensor:
     """Run the tower up to its feature layer and pool (paper, section 3.4): (F, 3, H, W) -> (F, V, D).
 
     The patch features (24 x 24 at 336 px) are pooled bilinearly to ceil(side / stride) per side. Layers behind
     `layers_run` do not run.
+
+    Args:
+        frames_per_clip: of these frames, which are whole clips of one length; an image is a clip of one frame.
     """
-    hidden = tower.embeddings(pixels)
-    if hasattr(tower, "pre_layrnorm"):  # CLIP; its first token is the class token, SigLIP has neither
-        hidden = tower.pre_layrnorm(hidden)
-    for layer in tower.encoder.layers[:layers_run]:
-        hidden = layer(hidden, None)
     side = tower.config.image_size // tower.config.patch_size
-    patches = hidden[:, -side * side :]  # (F, side^2, D)
+    if tower.config.model_type == "videomamba":
+        patches = _encode_clips(tower, pixels.unflatten(0, (-1, frames_per_clip)), layers_run)
+    else:
+        hidden = tower.embeddings(pixels)
+        if hasattr(tower, "pre_layrnorm"):  # CLIP; its first token is the class token, SigLIP has neither
+            hidden = tower.pre_layrnorm(hidden)
+        for layer in tower.encoder.layers[:layers_run]:
+            hidden = layer(hidden, None)
+        patches = hidden[:, -side * side :]  # (F, side^2, D)
     if stride == 1:
         return patches
     grid = patches.transpose(1, 2).unflatten(2, (side, side))  # (F, D, side, side)
@@ -97,8 +134,19 @@ def encode_frames(tower: nn.Module, pixels: torch.Tensor, layers_run: int, strid
     return pooled.flatten(2).transpose(1, 2)
 
 
+def _encode_clips(tower: nn.Module, clips: torch.Tensor, layers_run: int) -> torch.Tensor:
+    """Run VideoMamba's first blocks, all of them with its norm: (B, T, 3, H, W) -> patches (B T, S, D)."""
+    tokens = tower.embed(clips, is_video=tower.config.num_frames is not None)
+    hidden = tower.encode(tokens, tower.temporal_order(clips.shape[1], clips.device), layers_run=layers_run)
+    return hidden[:, 1:].unflatten(1, (clips.shape[1], -1)).flatten(0, 1)  # without the class token
+
+
 def unused_tower_parameters(tower: nn.Module, layers_run: int) -> list[str]:
     """Return the names of the tower's parameters behind the feature layer: kept in checkpoints, frozen, never run."""
+    if tower.config.model_type == "videomamba":
+        behind = [f"layers.{i}." for i in range(layers_run, len(tower.layers))]
+        behind += ["norm_f."] if behind else []
+        return [name for name, _ in tower.named_parameters() if name.startswith(tuple(behind))]
     behind = tuple(f"encoder.layers.{i}." for i in range(layers_run, len(tower.encoder.layers)))
     return [name for name, _ in tower.named_parameters() if name.startswith((*behind, "post_layernorm.", "head."))]
 
@@ -125,11 +173,3 @@ class PlaceholderSpans:
         firsts = (self.row_starts + self.before[:, start]).tolist()
         ends = (self.row_starts + self.before[:, stop]).tolist()
         return list(zip(firsts, ends))
-
-
-def frame_batches(
-    first_token: int, end_token: int, tokens_per_frame: int, frames_per_batch: int
-) -> Sequence[tuple[int, int]]:
-    """Split the frames that hold visual tokens first..end into micro-batches (first frame, end frame)."""
-    first, end = first_token // tokens_per_frame, -(-end_token // tokens_per_frame)
-    return [(i, min(i + frames_per_batch, end)) for i in range(first, end, frames_per_batch)]

@@ -1,8 +1,8 @@
 """`VisualInputs`: word embeddings with visual tokens in the places of their placeholders, segment by segment.
 
-A segment encodes the frames it touches; one that straddles a border is encoded in both segments. In training the
-frames' pooled features (before the projector, 2 KB a token at CLIP-L in 16 bit) may wait on the host, so that the
-tower need not run again for its values.
+A segment encodes the frames it touches, with a VideoMamba tower the clips; what straddles a border is encoded in both
+segments, so results never depend on where these end. In training the frames' pooled features (before the projector,
+2 KB a token at CLIP-L in 16 bit) may wait on the host, so that the tower need not run again for its values.
 
 Dims: B batch, T tokens, D model width, F frames, V visual tokens of a frame.
 """
@@ -15,7 +15,7 @@ from .checkpoint_store import HostSlabs
 from .gradient_sums import GradientSums
 from .row_layout import Rows
 from .segment_inputs import TextInputs
-from .vision_features import FRAMES_PER_BATCH, PlaceholderSpans, encode_frames, frame_batches, frame_sequence
+from .vision_features import FRAMES_PER_BATCH, PlaceholderSpans, encode_frames, frame_sequence
 
 
 class VisualInputs(TextInputs):
@@ -26,7 +26,7 @@ class VisualInputs(TextInputs):
         rows: the token rows. pixel_values, pixel_values_videos: as `VideoMa2mbaModel.forward` takes them.
 
     Attributes:
-        frames_per_batch: frames that go through the tower at once.
+        frames_per_batch: frames that go through the tower at once, at least one clip.
         keep_features: keep pooled features on the host once they are computed.
 
     Raises:
@@ -67,8 +67,8 @@ class VisualInputs(TextInputs):
         embeds = super().__call__(start, stop)
         for visual in self.visuals:
             features = [
-                self.model.multi_modal_projector(self._features(visual, i, j, skip))
-                for i, j, skip in self._batches(visual, start, stop)
+                self.model.multi_modal_projector(self._features(visual, *batch))
+                for batch in self._batches(visual, start, stop)
             ]
             if features:
                 mask = visual[1].is_placeholder[:, start:stop, None].to(embeds.device)
@@ -76,6 +76,21 @@ class VisualInputs(TextInputs):
         if not self.visuals and start == 0 and torch.is_grad_enabled() and self._vision_needs_zeros():
             embeds = embeds + self.zero_from_vision(embeds)
         return embeds
+
+    def borders(self) -> torch.Tensor | None:
+        """Return the positions, rising, where a segment may end without cutting a clip in any row; None: all."""
+        if self.config.frames_per_clip == 1 or not self.visuals:
+            return None
+        is_border = torch.ones(self.rows.length + 1, dtype=torch.bool)
+        for frames, spans, _ in self.visuals:
+            clips = frames.batches(0, len(frames), 1)
+            begins = torch.zeros(len(frames) + 1, dtype=torch.bool)
+            begins[[first for first, _, _ in clips] + [len(frames)]] = True
+            tokens = spans.row_starts[:, None] + spans.before  # (B, T + 1) visual tokens before each position
+            whole = tokens % self.config.tokens_per_frame == 0
+            is_border &= (whole & begins[tokens // self.config.tokens_per_frame]).all(dim=0)
+        is_border[[0, -1]] = True  # also where a row ends inside a clip
+        return is_border.nonzero()[:, 0]
 
     def tower_calls(self, start: int, stop: int) -> int:
         """Return how often the tower runs for positions start..stop in training, when no features are kept."""
@@ -118,9 +133,9 @@ class VisualInputs(TextInputs):
             mask = visual[1].is_placeholder[:, start:stop].to(gradient.device)
             token_gradients = gradient[mask]  # (visual tokens of the segment, D), in the order they were put in
             first = 0
-            for i, j, skip in self._batches(visual, start, stop):
+            for batch in self._batches(visual, start, stop):
                 with torch.enable_grad(), autocast():
-                    tokens = self.model.multi_modal_projector(self._features(visual, i, j, skip))
+                    tokens = self.model.multi_modal_projector(self._features(visual, *batch))
                 count = tokens.shape[0]
                 part = token_gradients[first : first + count].to(tokens.dtype)
                 first += count
@@ -138,17 +153,22 @@ class VisualInputs(TextInputs):
     def _tower_is_trained(self) -> bool:
         return any(parameter.requires_grad for parameter in self.model.vision_tower.parameters())
 
-    def _batches(self, visual, start: int, stop: int) -> list[tuple[int, int, slice]]:
-        """Return micro-batches (first frame, end frame, which of their tokens) for positions start..stop, by row."""
+    def _batches(self, visual, start: int, stop: int) -> list[tuple[int, int, int, slice]]:
+        """Return micro-batches for positions start..stop, by row.
+
+        Each is (first frame, end frame, frames of each clip, which of their tokens).
+        """
         per_frame = self.config.tokens_per_frame
+        frames, spans, _ = visual
         batches = []
-        for first, end in visual[1].between(start, stop):
-            for i, j in frame_batches(first, end, per_frame, self.frames_per_batch) if first < end else []:
-                batches.append((i, j, slice(max(first - i * per_frame, 0), end - i * per_frame)))
+        for first, end in spans.between(start, stop):
+            held = frames.batches(first // per_frame, -(-end // per_frame), self.frames_per_batch)
+            for i, j, clip in held if first < end else []:
+                batches.append((i, j, clip, slice(max(first - i * per_frame, 0), end - i * per_frame)))
         return batches
 
-    def _features(self, visual, first: int, end: int, tokens: slice) -> torch.Tensor:
-        """Return the pooled features of visual tokens of frames first..end, (n, vision width)."""
+    def _features(self, visual, first: int, end: int, clip: int, tokens: slice) -> torch.Tensor:
+        """Return the pooled features of visual tokens of frames first..end, clips of `clip`, (n, vision width)."""
         frames, _, kept = visual
         weight = self.model.multi_modal_projector.linear_1.weight
         needs_graph = torch.is_grad_enabled() and self._tower_is_trained
@@ -158,7 +178,7 @@ class VisualInputs(TextInputs):
         before = RandomState(weight.device)
         pixels = frames.load(first, end, weight.device, self.model.vision_tower.dtype)
         features = encode_frames(
-            self.model.vision_tower, pixels, self.config.feature_layers_run, self.config.spatial_pool_stride
+            self.model.vision_tower, pixels, self.config.feature_layers_run, self.config.spatial_pool_stride, clip
         )  # (F, V, vision width)
         features = features.to(weight.dtype)
         # With dropout a frame differs each time: only running it again repeats what a segment has seen of it.

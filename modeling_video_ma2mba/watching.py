@@ -49,6 +49,10 @@ class WatchingMixin:
     ) -> VideoMemory:
         """Read a video of any length, or an endless one, in constant memory on device and host.
 
+        A VideoMamba tower sees clips of `config.frames_per_clip` frames. They are counted from the first frame of each
+        file, or of the pictures, of each call, and again behind a text; what is left at the end is a short last clip.
+        So a video that is watched in two calls is what it is in one if the first call ends where a clip ends.
+
         Args:
             video: path, or a list of paths, read one after the other; or pictures sampled already: any iterable of
                 PIL images or uint8 (H, W, 3) or (3, H, W), among them arrays (F, ...) and `FrameSource`s; or
@@ -137,12 +141,14 @@ class WatchingMixin:
             raise ValueError(f"give a question as text, or a list of them, given {question!r:.80}")
         memory.check_model(self)
         prompts = [ids_after_frames(memory, processor, conversation(memory.system, text)) for text in questions]
-        answers = answer(self, memory.state, prompts, processor, stop_on_repetition, generate_kwargs)
+        state = self._read_waiting(memory).state
+        answers = answer(self, state, prompts, processor, stop_on_repetition, generate_kwargs)
         return answers[0] if isinstance(question, str) else answers
 
     def chat(self, memory: VideoMemory, *, processor) -> VideoChat:
         """Return a conversation whose `.ask(text)` remembers its own earlier turns; the memory stays as it was."""
-        return VideoChat(self, memory, processor)
+        memory.check_model(self)
+        return VideoChat(self, self._read_waiting(memory), processor)
 
     def load_memory(self, path: str | os.PathLike) -> VideoMemory:
         """Load what `VideoMemory.save` wrote; see `VideoMemory.load`."""
@@ -176,6 +182,17 @@ class WatchingMixin:
             input_ids=ids.to(self.device), pixel_values_videos=videos, past_key_values=state.fork(), use_cache=True
         ).past_key_values
 
+    def _read_frames(self, state, frames: torch.Tensor):
+        ids = torch.full((1, len(frames) * self.config.tokens_per_frame), self.config.video_token_id)
+        return self._read(state, ids, frames)
+
+    def _read_waiting(self, seen: VideoMemory) -> VideoMemory:
+        """Return the memory after the frames that wait for the rest of their clip, as a short last clip."""
+        if seen.waiting is None:
+            return seen
+        state = seen.state.to(self.device)
+        return replace(seen, state=self._read_frames(state, seen.waiting), waiting=None)
+
     @property
     def _frames_at_once(self) -> int:
         return min(FRAMES_AT_ONCE, self.model.language_model.segment_length // self.config.tokens_per_frame) or 1
@@ -188,6 +205,8 @@ class WatchingMixin:
             if not os.path.isfile(path):  # before hours are spent on those in front of it
                 raise FileNotFoundError(f"there is no video file {path}")
         done, partial, seen = _where_to_begin(seen, files)
+        if partial is None:
+            seen = self._read_waiting(seen)
         for number, path in enumerate(files[done:], done + 1):
             begun, asked = seen.videos, partial or WatchedVideo(path, fps, start, end)
             partial = None
@@ -209,7 +228,7 @@ class WatchingMixin:
                         bar.show(asked.seconds, 0)
             if not asked.frames:
                 raise ValueError(f"{path}: a video without a frame")
-            seen = replace(seen, videos=(*begun, replace(asked, complete=True)))
+            seen = replace(self._read_waiting(seen), videos=(*begun, replace(asked, complete=True)))
             yield seen
         yield replace(seen, interrupted_from=None)
 
@@ -221,6 +240,8 @@ class WatchingMixin:
         else:
             asked = WatchedVideo("frames", fps)
             feed = picture_batches(processor, _pictures(video), fps, self._frames_at_once)
+        if not (seen.videos and not seen.videos[-1].complete and seen.videos[-1].name == asked.name):
+            seen = self._read_waiting(seen)  # they are of another video
         begun = seen.videos
         with WatchProgress(asked.name, None, 0.0, is_shown) as bar:
             for after in self._read_feed(seen, asked, feed):
@@ -229,19 +250,27 @@ class WatchingMixin:
                 bar.show(asked.seconds, asked.dropped)
         if not asked.frames:
             raise ValueError("a video without a frame")
+        seen = self._read_waiting(seen)
         yield replace(seen, videos=(*begun, replace(asked, complete=True)), interrupted_from=None)
 
     def _read_feed(self, seen: VideoMemory, asked: WatchedVideo, feed: Iterator[FrameBatch]) -> Iterator[VideoMemory]:
         """Yield the memory after every batch, in which the video goes on from what was `asked` of it already."""
-        begun, per_frame = seen.videos, self.config.tokens_per_frame
+        begun, per_clip = seen.videos, self.config.frames_per_clip
         before = asked.seconds
         with closing(feed):
             for batch in feed:
-                state = seen.state
+                state, waiting = seen.state, seen.waiting
                 if count := len(batch.frames):
-                    ids = torch.full((1, count * per_frame), self.config.video_token_id)
-                    state = self._read(state, ids, torch.from_numpy(batch.frames))
+                    frames = torch.from_numpy(batch.frames)
+                    frames = frames if waiting is None else torch.cat([waiting, frames])
+                    whole = len(frames) - len(frames) % per_clip
+                    if whole:
+                        state = self._read_frames(state, frames[:whole])
+                    rest = frames[whole:].clone(memory_format=torch.contiguous_format)
+                    waiting = rest if len(rest) else None
                 if batch.text_ids:
+                    if waiting is not None:
+                        state, waiting = self._read_frames(state, waiting), None
                     state = self._read(state, torch.tensor([batch.text_ids]))
                 asked = replace(
                     asked,
@@ -250,7 +279,7 @@ class WatchingMixin:
                     dropped=asked.dropped + batch.dropped,
                     text_tokens=asked.text_tokens + len(batch.text_ids),
                 )
-                seen = replace(seen, state=state, videos=(*begun, asked))
+                seen = replace(seen, state=state, waiting=waiting, videos=(*begun, asked))
                 batch.is_read = True
                 yield seen
 

@@ -3,6 +3,7 @@
 Normalisation is left to the model, which does it on its device; decoding to this project's own reader.
 """
 
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -123,6 +124,34 @@ class VideoMambaImageProcessor(VideoMa2mbaImageProcessor):
         return BatchFeature({"pixel_values_videos": np.stack(clips)}, tensor_type=return_tensors)
 
 
+def file_frames(
+    path: str | Path,
+    choose: Callable[[int], np.ndarray],
+    *,
+    start: float = 0.0,
+    end: float | None = None,
+    size: int | None = None,
+    allow_damaged: bool = False,
+) -> Iterator[np.ndarray]:
+    """Yield chosen frames of a video file, or of its part from `start` to `end` (seconds), uint8 (H, W, 3).
+
+    Args:
+        choose: from how many frames there are to the numbers of those that are wanted, rising.
+        size: limit for the shorter side in pixels, to save memory; see `video_reader.iter_frames`.
+
+    Raises:
+        VideoReadError: the video cannot be read. ValueError: nothing lies in this part of it.
+    """
+    info = probe(path)
+    end = info.duration if end is None else min(end, info.duration)
+    if not start < end:
+        raise ValueError(f"{path} lasts {info.duration:.2f} s: there is nothing from {start:g} s on")
+    # The middle of a frame's time on screen: rounding cannot reach its neighbours.
+    times = start + (choose(max(1, round((end - start) * info.fps))) + 0.5) / info.fps
+    for _, chunk in iter_frames(path, times=times, size=size, allow_damaged=allow_damaged):
+        yield from chunk
+
+
 def _frames(video, sampling, do_sample_frames, allow_damaged):
     """Return the frames of a clip, PIL or uint8 (H, W, 3), not yet fitted."""
     if do_sample_frames and sampling["frames"] is None:
@@ -130,10 +159,7 @@ def _frames(video, sampling, do_sample_frames, allow_damaged):
     if isinstance(video, (str, Path)):
         if not do_sample_frames:
             raise ValueError("do_sample_frames=False is for frames; a file is sampled")
-        info = probe(video)
-        # The middle of a frame's time on screen: rounding cannot reach its neighbours.
-        times = (clip_indices(max(1, round(info.duration * info.fps)), **sampling) + 0.5) / info.fps
-        return (frame for _, chunk in iter_frames(video, times=times, allow_damaged=allow_damaged) for frame in chunk)
+        return file_frames(video, lambda total: clip_indices(total, **sampling), allow_damaged=allow_damaged)
     frames = list(video)
     if not frames:
         raise ValueError("a video without a frame")

@@ -21,8 +21,13 @@ def check_model(model_path: str, device: str) -> None:
         raise ValueError(f"device={device!r}: this PyTorch sees no GPU; use --device cpu")
 
 
-def load_model(model_path: str, device: str = "auto", dtype: str = "auto"):
+def load_model(
+    model_path: str, device: str = "auto", dtype: str = "auto", auto_class: type = AutoModelForImageTextToText
+):
     """Return model, in eval mode on its device, and processor; "auto" is a GPU in bfloat16, else a CPU in float32.
+
+    Args:
+        auto_class: transformers' Auto class that loads the model.
 
     Raises:
         OSError, ValueError: the model cannot be loaded.
@@ -35,5 +40,5 @@ def load_model(model_path: str, device: str = "auto", dtype: str = "auto"):
         dtype = "bfloat16" if device.startswith("cuda") else "float32"
     logging.disable_progress_bar()
     processor = AutoProcessor.from_pretrained(model_path)
-    model = AutoModelForImageTextToText.from_pretrained(model_path, dtype=getattr(torch, dtype)).to(device).eval()
+    model = auto_class.from_pretrained(model_path, dtype=getattr(torch, dtype)).to(device).eval()
     return model, processor

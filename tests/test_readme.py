@@ -7,6 +7,7 @@ import numpy as np
 import torch
 from transformers import Mamba2Config, Mamba2ForCausalLM
 
+from modeling_video_ma2mba import VideoMambaConfig, VideoMambaForVideoClassification
 from modeling_video_ma2mba.train.synthetic_video import write_video
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -25,7 +26,12 @@ def test_snippets_run(tiny_video_model, processor, tmp_path, monkeypatch):
     Mamba2ForCausalLM(config).save_pretrained("mamba2")
     for name in ("film.mp4", "a.mp4", "b.mp4"):
         write_video(name, np.full((20, 64, 64, 3), 99, dtype=np.uint8), fps=10)
-    names = {"path": "model", "mamba2_folder": "mamba2"}
+    clips = VideoMambaForVideoClassification(
+        VideoMambaConfig(hidden_size=16, num_hidden_layers=2, image_size=32, num_frames=2, num_labels=4)
+    )
+    published = {name.removeprefix("videomamba."): tensor for name, tensor in clips.state_dict().items()}
+    torch.save({"model": published}, "videomamba_m16_k400_f8_res224.pth")
+    names = {"path": "model", "mamba2_folder": "mamba2", "tokenizer_folder": "model"}
     torch.manual_seed(0)
     for snippet in snippets:
         exec(compile(snippet, "README.md", "exec"), names)

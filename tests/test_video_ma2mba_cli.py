@@ -10,10 +10,18 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
+from transformers import pipeline
 
 import _video_ma2mba_cli as cli
-from modeling_video_ma2mba import video_chat
+from modeling_video_ma2mba import (
+    VideoMambaConfig,
+    VideoMambaForVideoClassification,
+    VideoMambaImageProcessor,
+    VideoMambaProcessor,
+    video_chat,
+)
 from modeling_video_ma2mba.train.synthetic_video import write_video
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -36,14 +44,15 @@ def video(tmp_path_factory):
 
 def test_help_is_instant():
     seconds = []
-    for command in ([], ["ask"], ["watch"], ["chat"], ["page"], ["demo"], ["convert"], ["plan"], ["env"]):
+    names = "demo watch ask chat page convert plan eval needle env".split()
+    for command in ([], *([name] for name in names), ["eval", "compare"]):
         start = time.perf_counter()
         done = subprocess.run(
             [sys.executable, str(ROOT / "_video_ma2mba_cli.py"), *command, "--help"], capture_output=True, text=True
         )
         seconds.append(time.perf_counter() - start)
         assert done.returncode == 0 and "usage: video-ma2mba" in done.stdout
-    # The best of nine: a busy machine may slow one start, not all.
+    # The best of twelve: a busy machine may slow one start, not all.
     assert min(seconds) < 0.3
 
 
@@ -74,8 +83,17 @@ def test_commands_and_options_are_frozen():
             "--batch", "--budget", "--device", "--dtype", "--fps", "--frozen-vision", "--help", "--host-budget",
             "--model", "--objective", "--output", "--tokens", "--video",
         ],
+        "classify": ["--help", "--model", "--top", "video"],
         "page": ["--device", "--dtype", "--help", "--model", "--port"],
         "data": ["--help", "what"],
+        "eval": [
+            "--allow-missing", "--data", "--device", "--dtype", "--frames", "--help", "--judge", "--judge-url",
+            "--likelihood", "--limit", "--model", "--output", "--subtitles", "--tasks", "what",
+        ],
+        "needle": [
+            "--depths", "--device", "--distractors", "--dtype", "--fps", "--help", "--lengths", "--model",
+            "--needles", "--output", "--rows", "--seed", "--trials", "--video",
+        ],
         "env": ["--help"],
     }  # fmt: skip
 
@@ -128,6 +146,21 @@ def test_bad_input_gets_one_line(folder, video, capsys, tmp_path, change):
     assert captured.err.startswith("video-ma2mba: error: ")
     assert captured.err.count("\n") == 1
     assert ("text.mp4" if change == "text" else "missing") in captured.err
+
+
+@pytest.mark.parametrize(
+    "words, message",
+    [
+        ("eval --model tiny --tasks nothing --output {0}/out", "unknown task 'nothing'"),
+        ("eval compare {0}/a {0}/b", "there is no such file"),
+        ("eval card {0}/a --name mine", "there is no such file"),
+        ("needle --output {0}/out --lengths 0", "--lengths 0: a haystack has 1 frame or more"),
+    ],
+)
+def test_bad_input_of_evaluation_gets_one_line(words, message, tmp_path, capsys):
+    assert cli.main(words.format(tmp_path).split()) == 2
+    error = capsys.readouterr().err
+    assert error.startswith("video-ma2mba: error: ") and message in error and error.count("\n") == 1
 
 
 def test_convert_refuses_to_overwrite(tmp_path, capsys):
@@ -195,3 +228,33 @@ def test_bad_input_of_plan_gets_one_line(change, message, capsys):
     captured = capsys.readouterr()
     assert captured.err.startswith("video-ma2mba: error: ") and captured.err.count("\n") == 1
     assert message in captured.err and captured.out == ""
+
+
+def test_classify(video, tmp_path, capsys):
+    torch.manual_seed(0)
+    names = {0: "runs", 1: "jumps", 2: "sits"}
+    config = VideoMambaConfig(hidden_size=16, num_hidden_layers=2, image_size=32, num_frames=4, id2label=names)
+    VideoMambaForVideoClassification(config).save_pretrained(tmp_path / "model")
+    processor = VideoMambaProcessor(VideoMambaImageProcessor(size=32, num_frames=4))
+    processor.save_pretrained(tmp_path / "model")
+    assert cli.main(["classify", video, "--model", str(tmp_path / "model"), "--top", "2"]) == 0
+    printed = capsys.readouterr().out.splitlines()
+    expected = pipeline("video-classification", model=str(tmp_path / "model"), device="cpu")(video, top_k=2)
+    assert printed == [video, *(f"  {one['score']:6.1%}  {one['label']}" for one in expected)]
+    (tmp_path / "bad.mp4").write_text("no video")
+    assert cli.main(["classify", str(tmp_path / "bad.mp4"), video, "--model", str(tmp_path / "model")]) == 2
+    captured = capsys.readouterr()
+    assert "bad.mp4" in captured.err and captured.out.startswith(video)  # the others are classified all the same
+
+
+@pytest.mark.parametrize(
+    "change, message",
+    [({"--top": "0"}, "--top 0: at least 1"), ({"video": "missing.mp4"}, "there is no file missing.mp4"),
+     ({"--model": "."}, "has no config.json"), ({}, "is a video_ma2mba model; classify needs a VideoMamba")],
+)  # fmt: skip
+def test_bad_input_of_classify_gets_one_line(folder, video, capsys, change, message):
+    given = {"--model": folder, "--top": "5", "video": video} | change
+    assert cli.main(["classify", given["video"], "--model", given["--model"], "--top", given["--top"]]) == 2
+    captured = capsys.readouterr()
+    assert captured.err.startswith("video-ma2mba: error: ") and captured.err.count("\n") == 1
+    assert message in captured.err

@@ -105,13 +105,20 @@ def read_json(path: str | os.PathLike) -> Any:
         raise ValueError(f"{path}: not valid JSON ({error}); if the file was cut off, fetch it again") from None
 
 
-def csv_rows(path: str | os.PathLike, columns: Sequence[str]) -> Iterator[Row]:
-    """Yield the rows of a csv file with a header as dicts of text; the number is the line on which a row ends."""
+def csv_rows(
+    path: str | os.PathLike, columns: Sequence[str], *, has_header: bool = True, delimiter: str = ","
+) -> Iterator[Row]:
+    """Yield the rows of a csv file as dicts of text; the number is the line on which a row ends.
+
+    Args:
+        columns: that must be there; of a file without a header all its columns, in their order.
+        delimiter: between fields.
+    """
     path = Path(path)
     _open(path).close()
     with open(path, encoding="utf-8-sig", errors="surrogateescape", newline="") as file:
-        reader = csv.reader(_short_lines(path, file))
-        header = next(reader, None)
+        reader = csv.reader(_short_lines(path, file), delimiter=delimiter)
+        header = next(reader, None) if has_header else list(columns)
         if header is None:
             raise ValueError(f"{path}: is empty; give a csv file with the header {','.join(columns)}")
         check_columns(path, header, columns)

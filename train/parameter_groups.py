@@ -1,7 +1,8 @@
 """Which parameters a stage trains, and how the optimizer groups them: learning rate, weight decay, dtype.
 
-Weight decay is for matrices: not for biases, norms, embeddings, and not for A_log, D and dt_bias (as Mamba-2 trains
-them). Parameters that are fp32 beside 16-bit ones form groups of their own: ZeRO flattens a group into one tensor.
+Weight decay is for matrices: not for biases, norms, embeddings, and not for A_log (in any direction), D and dt_bias
+(as Mamba-2 trains them). Parameters that are fp32 beside 16-bit ones form groups of their own: ZeRO flattens a group
+into one tensor.
 """
 
 import torch
@@ -16,8 +17,15 @@ _PREFIXES = {
 }
 # What PEFT, FSDP1 and torch.compile put into the names.
 _WRAPPERS = ("base_model.model.", "_fsdp_wrapped_module.", "_orig_mod.")
-_NEVER_DECAYED = ("A_log", "D", "dt_bias")
-_EMBEDDINGS = ("position_embedding", "class_embedding", "language_model.embeddings", "lm_head")
+_NEVER_DECAYED = ("A_log", "A_b_log", "A_t_log", "A_tb_log", "D", "dt_bias")
+_EMBEDDINGS = (
+    "position_embedding",
+    "class_embedding",
+    "pos_embed",
+    "cls_token",
+    "language_model.embeddings",
+    "lm_head",
+)
 
 
 def part_of(name: str) -> str:

@@ -121,11 +121,7 @@ def load_recipe(name: str, stage: str, overrides: list[str] = ()) -> Recipe:
     if stage not in STAGES:
         raise ValueError(f"unknown stage {stage!r}; known are {', '.join(STAGES)}")
     fields = dict(recipes[name][float(stage) if "." in stage else int(stage)])
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals:
-            raise ValueError(f"--override {override!r}: write it as field=value")
-        fields[key.strip()] = _value(override, value)
+    fields |= read_overrides(overrides)
     unknown = sorted(set(fields) - set(recipe_fields()))
     if unknown:
         known = ", ".join(recipe_fields())
@@ -137,6 +133,21 @@ def load_recipe(name: str, stage: str, overrides: list[str] = ()) -> Recipe:
         return Recipe(name=name, stage=stage, **fields)
     except TypeError as error:  # a text where a number is compared
         raise ValueError(f"recipe {name}, stage {stage}, with {list(overrides)}: {error}") from error
+
+
+def read_overrides(overrides: list[str]) -> dict:
+    """Return what `--override` arguments such as "learning_rate=2e-5" set.
+
+    Raises:
+        ValueError: one is not of that form.
+    """
+    fields = {}
+    for override in overrides:
+        key, equals, value = override.partition("=")
+        if not equals:
+            raise ValueError(f"--override {override!r}: write it as field=value")
+        fields[key.strip()] = _value(override, value)
+    return fields
 
 
 def _file() -> dict:

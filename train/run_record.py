@@ -5,6 +5,7 @@ import json
 from argparse import Namespace
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 from modeling_video_ma2mba.environment import describe_environment
 from modeling_video_ma2mba.train.readers import parse_data_argument
@@ -24,6 +25,15 @@ def describe_run(recipe: Recipe, options: Namespace, samples: Sequence[Sample] |
         described = [f"{path.name} {path.stat().st_size}" for path in _annotation_files(options.data)]
     else:
         described = [repr(sample.pieces) for sample in samples]
+    return manifest(recipe, options, described, None if samples is None else len(samples), processes)
+
+
+def manifest(recipe: Any, options: Namespace, described: list[str], samples: int | None, processes: int) -> dict:
+    """Return what `run.json` holds.
+
+    Args:
+        recipe: with an `as_dict`. described: a line about each sample or file; samples: how many, None if unknown.
+    """
     return {
         "recipe": recipe.as_dict(),
         "options": vars(options),
@@ -31,7 +41,7 @@ def describe_run(recipe: Recipe, options: Namespace, samples: Sequence[Sample] |
         "versions": {what: choice for what, choice, _ in describe_environment()},
         "data": {
             "arguments": options.data,
-            "samples": None if samples is None else len(samples),
+            "samples": samples,
             "sha256": hashlib.sha256("\n".join(described).encode()).hexdigest(),
         },
     }

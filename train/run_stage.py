@@ -149,7 +149,7 @@ def run(stage: str, options: argparse.Namespace) -> None:
         save_steps=options.save_steps,
         save_total_limit=2,
         logging_steps=options.logging_steps,
-        report_to=_reporters(options.report_to),
+        report_to=reporters(options.report_to),
         dataloader_num_workers=options.workers,
         use_cpu=options.device == "cpu",
         ddp_find_unused_parameters=False,
@@ -244,7 +244,7 @@ def is_over(checkpoint: Path) -> bool:
     return state["global_step"] >= state["max_steps"]
 
 
-def _reporters(name: str) -> list[str]:
+def reporters(name: str) -> list[str]:
     if name != "auto":
         return [] if name == "none" else [name]
     return ["tensorboard"] if find_spec("tensorboard") else []

@@ -258,7 +258,7 @@ def _draw_scene(random: np.random.Generator, frames: np.ndarray, plan: dict) -> 
     colour = colour.clip(0, 255)
     background = random.integers(0, 60, 3, dtype=np.uint8)
     frames[:] = background
-    mask = _shape_mask(plan["shape"], side)[:, :, None]  # (side, side, 1)
+    mask = shape_mask(plan["shape"], side)[:, :, None]  # (side, side, 1)
 
     room = np.array([width - side, height - side])
     step = np.array(DIRECTIONS[plan["direction"]])
@@ -278,7 +278,7 @@ def _draw_scene(random: np.random.Generator, frames: np.ndarray, plan: dict) -> 
     )
 
 
-def _shape_mask(shape: str, side: int) -> np.ndarray:
+def shape_mask(shape: str, side: int) -> np.ndarray:
     """Return the coverage of each pixel, float64 (side, side) in 0..1, smooth at the edges."""
     big = 4 * side
     image = Image.new("L", (big, big))

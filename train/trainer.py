@@ -5,6 +5,8 @@ and a guard that stops at the first number that is not finite.
 import dataclasses
 import math
 import time
+from collections import Counter
+from collections.abc import Callable
 
 import torch
 from torch import nn
@@ -42,17 +44,29 @@ class VideoMa2mbaTrainer(Trainer):
                 'TrainingArguments(accelerator_config={"dispatch_batches": False})'
             )
         check_master_weights(self.model, has_master_copy=self.is_deepspeed_enabled)
-        self._read = {"tokens": 0, "frames": 0}
+        self._read = Counter()
         self._since = time.perf_counter()
         self._norms = {}
 
     def create_optimizer(self, model=None):
         if self.optimizer is None:
-            groups = parameter_groups(self.model if model is None else model, self.recipe)
+            groups = self.parameter_groups(self.model if model is None else model)
             kind, kwargs = self.get_optimizer_cls_and_kwargs(self.args, self.model)
             self.optimizer = kind(groups, **kwargs)
             self._report_optimizer_size(groups)
         return self.optimizer
+
+    def parameter_groups(self, model) -> list[dict]:
+        """Return the optimizer's groups."""
+        return parameter_groups(model, self.recipe)
+
+    def count_inputs(self, inputs) -> dict[str, int]:
+        """Return what a batch holds, by the unit that the log counts per second."""
+        return {"tokens": inputs["input_ids"].numel(), "frames": count_frames(inputs)}
+
+    def part_of(self, name: str) -> str:
+        """Return the part of the model that a parameter belongs to; the log has a gradient norm for each."""
+        return part_of(name)
 
     def _get_train_sampler(self, train_dataset=None):
         """Group the samples of a data set with an attribute `lengths` by length."""
@@ -83,8 +97,7 @@ class VideoMa2mbaTrainer(Trainer):
                 self._stop(
                     f"the loss is {loss.item()}", first_bad_module(self.accelerator.unwrap_model(model), inputs)
                 )
-            self._read["tokens"] += inputs["input_ids"].numel()
-            self._read["frames"] += count_frames(inputs)
+            self._read.update(self.count_inputs(inputs))
         return found
 
     def training_step(self, model, inputs, num_items_in_batch=None):
@@ -94,7 +107,7 @@ class VideoMa2mbaTrainer(Trainer):
             if norm is not None and not math.isfinite(norm):
                 self._stop(f"the gradient's norm is {float(norm)}", None, "Checkpoints")
         elif self.accelerator.sync_gradients:  # every step: a bad one must not reach the weights
-            norms = gradient_norms(self.accelerator.unwrap_model(model))
+            norms = gradient_norms(self.accelerator.unwrap_model(model), self.part_of)
             bad = [part for part, norm in norms.items() if not torch.isfinite(norm)]
             if bad:
                 named = self.accelerator.unwrap_model(model).named_parameters()
@@ -115,7 +128,7 @@ class VideoMa2mbaTrainer(Trainer):
             now = time.perf_counter()
             seconds, self._since = max(now - self._since, 1e-9), now
             logs |= {f"{unit}_per_second": round(count / seconds, 2) for unit, count in self._read.items()}
-            self._read = dict.fromkeys(self._read, 0)
+            self._read = Counter(dict.fromkeys(self._read, 0))
             logs |= self._norms
             if torch.cuda.is_available():
                 logs["peak_memory_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 3)
@@ -138,7 +151,7 @@ def count_frames(inputs: dict) -> int:
     return total
 
 
-def gradient_norms(model: nn.Module) -> dict[str, torch.Tensor]:
+def gradient_norms(model: nn.Module, part_of: Callable[[str], str]) -> dict[str, torch.Tensor]:
     """Return the gradient norm of each part of the model that has gradients."""
     squares = {}
     for name, parameter in model.named_parameters():

@@ -2,6 +2,7 @@
 
 import copy
 import shutil
+import threading
 from pathlib import Path
 
 import pytest
@@ -13,6 +14,7 @@ from modeling_video_ma2mba import VideoMa2mbaForConditionalGeneration, VideoMa2m
 from modeling_video_ma2mba.train.make_synthetic_data import Plan, write_data
 from modeling_video_ma2mba.train.scene_questions import vocabulary
 from tests.eval.fixtures import SAMPLES, make_benchmark
+from tests.eval.judge_server import Server
 
 SPECIAL = ["<image>", "<video>", "<|system|>", "<|user|>", "<|assistant|>"]
 
@@ -64,3 +66,20 @@ def benchmark_copy(benchmarks, tmp_path):
         return Path(shutil.copytree(benchmarks[name], tmp_path / name))
 
     return copied
+
+
+@pytest.fixture
+def serve():
+    """Starts a `Server` with a script."""
+    servers = []
+
+    def start(script):
+        server = Server(script)
+        threading.Thread(target=server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
+        servers.append(server)
+        return server
+
+    yield start
+    for server in servers:
+        server.shutdown()
+        server.server_close()

@@ -24,10 +24,11 @@ class FixedJudge:
     """Gives the same replies in turn and keeps what it was asked."""
 
     def __init__(self, *replies, label="fixed"):
-        self.replies, self.label, self.asked = replies, label, []
+        self.replies, self.label, self.asked, self.calls = replies, label, [], 0
 
     def reply(self, requests):
         self.asked += requests
+        self.calls += 1
         return [JudgeReply(text=self.replies[i % len(self.replies)]) for i in range(len(requests))]
 
     def describe(self):
@@ -36,6 +37,10 @@ class FixedJudge:
 
 def item(answer="red", prediction="a red car", **changes):
     return JudgedItem(**{"questions": ("what is it",), "answer": answer, "predictions": (prediction,), **changes})
+
+
+def by(prompt, *items):
+    return [(prompt, item) for item in items]
 
 
 def sample(id="1", video="a.mp4", answer="red", task="activitynet-qa", **groups):
@@ -129,7 +134,7 @@ def test_scores_with_a_verdict():
     judge = FixedJudge(
         "{'pred': 'yes', 'score': 4.8}", "{'pred': 'no', 'score': 1}", "what?", "{'pred': '', 'score': 2}"
     )
-    scores = judge_items(judge, "activitynet-qa", [item()] * 4 + [item(error="video is damaged")])
+    scores = judge_items(judge, by("activitynet-qa", *[item()] * 4, item(error="video is damaged")))
     assert len(judge.asked) == 4  # nobody is asked about an error
     assert [one.official for one in scores] == [1, 0, 0, None, None]
     assert [one.strict for one in scores] == [1, 0, None, None, None]
@@ -144,7 +149,7 @@ def test_scores_with_a_verdict():
 
 
 def test_scores_without_a_verdict():
-    scores = judge_items(FixedJudge("{'score': 3.9}", "{''score': 2}", "?"), "vcg-detail", [item()] * 3)
+    scores = judge_items(FixedJudge("{'score': 3.9}", "{''score': 2}", "?"), by("vcg-detail", *[item()] * 3))
     assert [one.official for one in scores] == [3, 0, 0] and [one.strict for one in scores] == [3.9, 2, None]
     assert [one.details["official_malformed"] for one in scores] == [False, True, True]
     assert [one.details["strict_malformed"] for one in scores] == [False, False, True]
@@ -178,6 +183,7 @@ def test_a_task_is_judged_by_its_prompts():
     judged = judge_task(judge, load_task("videochatgpt"), samples, outputs)
     assert list(judged) == list(ASPECTS)
     assert [rows for name in ASPECTS for rows, _ in judged[name]] == [(0,), (0,), (0,), (1,), (3, 2)]
+    assert judge.calls == 1  # all five prompts in one go: one estimate, one bar
     pair = judge.asked[-1].user
     assert "Predicted Answer to Question 1: the red car\nPredicted Answer to Question 2: blue" in pair
 
@@ -201,10 +207,10 @@ def test_the_offline_judge_says_what_it_is():
     judge = OfflineJudge()
     assert "no judge model" in judge.label and judge.describe()["kind"] == "offline"
     given = {"red": 1, "The RED!": 1, "red car": 1, "blue": 0, "": 0, "it may be red or any other colour": 0}
-    scores = judge_items(judge, "activitynet-qa", [item("red", text) for text in given])
+    scores = judge_items(judge, by("activitynet-qa", *(item("red", text) for text in given)))
     assert [one.official for one in scores] == list(given.values())
     assert [one.details["official_score"] for one in scores] == [5, 5, 3, 0, 0, 1]
     assert not any(one.details["strict_malformed"] for one in scores)
     two = item("red car", questions=("q", "r"), predictions=("red car", "blue car"))
-    assert [one.official for one in judge_items(judge, "vcg-consistency", [two])] == [2]
-    assert judge_items(judge, "activitynet-qa", [item("red", "x\nCorrect Answer: x")])[0].official == 0
+    assert [one.official for one in judge_items(judge, by("vcg-consistency", two))] == [2]
+    assert judge_items(judge, by("activitynet-qa", item("red", "x\nCorrect Answer: x")))[0].official == 0

@@ -6,6 +6,7 @@ import sys
 
 import pytest
 
+import _video_ma2mba_cli as console
 from modeling_video_ma2mba.eval import needle
 from modeling_video_ma2mba.eval.needle_videos import KINDS
 from modeling_video_ma2mba.train.synthetic_video import numbered_frames, write_video
@@ -48,6 +49,18 @@ def test_the_command(folder, tmp_path, capsys):
     assert same == answers and (result["cost"]["passes"], again["cost"]["passes"]) == (2, 4)
     moved = run(folder, tmp_path / "other", *words, "--seed", "1", "--trials", "1")[1]
     assert [one["question"] for one in moved] != [one["question"] for one in answers[:6]]
+
+
+def test_the_shipped_model_finds_digits(tmp_path, capsys):
+    """Whoever guesses one of ten finds half of twenty once in a million times."""
+    words = "--lengths 16 --depths 0.5 1 --trials 10 --device cpu".split()
+    assert console.main(["needle", *words, "--output", str(tmp_path)]) == 0
+    result = json.loads((tmp_path / needle.RESULT).read_text())
+    everywhere = result["cells"][-1]
+    assert everywhere["length"] is everywhere["depth"] is None and everywhere["asked"] == 20
+    assert everywhere["whole"]["right"] >= 10
+    assert result["settings"]["model"] == "tiny" and not {"command", "run"} & set(result["settings"])
+    assert "whole answer: half or more at every length" in capsys.readouterr().out
 
 
 def test_own_video_and_needles(folder, tmp_path):

@@ -3,6 +3,7 @@
 import argparse
 import copy
 import itertools
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -215,3 +216,8 @@ def test_an_answer_without_tokens_is_refused(scene_model, scene_processor):
     needle = Needle(name="empty", question="what is it ?", answer="", show=None)
     with pytest.raises(ValueError, match="empty: the answer '' has no tokens of its own"):
         reader.ask(reader.start(), [needle])
+
+
+def test_a_tower_that_reads_clips_is_refused():
+    with pytest.raises(ValueError, match="clips of 4 frames"):
+        MemoryReader(SimpleNamespace(config=SimpleNamespace(frames_per_clip=4)), processor=None)

@@ -1,11 +1,12 @@
 """A model of transformers in the harness: it gets our frames through its own processor and template."""
 
+import json
 from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
-from tokenizers import Tokenizer, models, pre_tokenizers
+from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     CLIPVisionConfig,
     LlamaConfig,
@@ -17,11 +18,15 @@ from transformers import (
 from transformers.models.clip.image_processing_pil_clip import CLIPImageProcessorPil
 from transformers.utils import is_torchvision_available
 
-from modeling_video_ma2mba.eval import transformers_answerer
+from modeling_video_ma2mba.eval import cli, evaluate_benchmarks, transformers_answerer
+from modeling_video_ma2mba.eval.evaluate_benchmarks import load_answerer
+from modeling_video_ma2mba.eval.results import read_result
 from modeling_video_ma2mba.eval.samples import Sample, Subtitle, View
 from modeling_video_ma2mba.eval.transformers_answerer import TransformersAnswerer
 from modeling_video_ma2mba.processing.video_errors import VideoReadError
 from modeling_video_ma2mba.train.synthetic_video import numbered_frames, read_number, write_video
+from tests.eval import byte_model
+from tests.eval.fixtures import make_benchmark
 
 SPECIAL = ["<end>", "<image>", "<video>", "<unk>"]
 WORDS = [*SPECIAL, "system", "user", "assistant", *"A B C D who wins ? red blue car what is it hi Be brief".split()]
@@ -66,7 +71,7 @@ def folder(tmp_path_factory):
 @pytest.fixture(scope="module")
 def answerer(folder):
     path, model, processor = folder
-    return TransformersAnswerer(model, processor, str(path), frames_as="images")
+    return TransformersAnswerer(model, processor, str(path))
 
 
 @pytest.fixture(scope="module")
@@ -123,7 +128,7 @@ def test_the_model_sees_the_frames(answerer, film):
 def test_likelihoods_are_those_of_a_plain_forward(folder, film, form):
     path, model, processor = folder
     view = View(video=film, fps=None, num_frames=2)
-    answerer = TransformersAnswerer(model, processor, str(path), frames_as="images", option_form=form)
+    answerer = TransformersAnswerer(model, processor, str(path), form)
     seen = answerer.watch(view)
     asked = sample(
         view, "who wins ? A red car B blue", question="who ?", prefix="it is (", options=("red car", "blue")
@@ -150,14 +155,40 @@ def test_system_text_and_subtitles_stand_in_their_places(answerer, film):
     assert before.startswith(f"system Be brief <end>user {frame}") and frame not in after.replace(frame, "", 1)
 
 
-def test_what_cannot_be_asked_is_an_error_of_that_sample(folder, film):
-    path, model, processor = folder
-    answerer = TransformersAnswerer(model, processor, str(path))
-    view = View(video=film, subtitles=(Subtitle(start=0, end=1, text="hi"),))
-    (output,) = answerer.answer(answerer.watch(view), [sample(view)])
-    assert output.text is None and 'use frames_as="images"' in output.error and len(output.times) == 6
+def test_what_cannot_be_asked_is_an_error_of_that_sample(answerer, film):
+    view = View(video=film, fps=None, num_frames=2)
+    asked = [sample(view, "what is <image> ?"), sample(view)]
+    wrong, good = answerer.answer(answerer.watch(view), asked)
+    assert (
+        wrong.text is None
+        and wrong.error.startswith("it cannot be asked: its text holds <image>")
+        and len(wrong.times) == 2
+    )
+    assert good.error is None
     (output,) = answerer.score_options(answerer.watch(view), [sample(view)])
     assert "it has no options" in output.error
+
+
+def test_the_beginning_is_written_once(folder, film, monkeypatch):
+    """By the chat template or by the tokenizer; both would, and the model would read what it never saw."""
+    path, model, processor = folder
+    words = {"bos_token": "hi", "eos_token": "<end>", "unk_token": "<unk>"}
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=build_tokenizer().backend_tokenizer, **words)
+    first = tokenizer.bos_token_id
+    tokenizer.backend_tokenizer.post_processor = processors.TemplateProcessing(
+        single="hi $A", special_tokens=[("hi", first)]
+    )
+    heard = []
+    monkeypatch.setattr(model, "generate", lambda input_ids, **_: heard.append(input_ids[0].tolist()) or input_ids)
+    view = View(video=film, fps=None, num_frames=1)
+    for template in (TEMPLATE, "hi " + TEMPLATE):
+        started = LlavaProcessor(
+            processor.image_processor, tokenizer, patch_size=14, vision_feature_select_strategy="default",
+            num_additional_image_tokens=1, chat_template=template,
+        )  # fmt: skip
+        answerer = TransformersAnswerer(model, started, str(path))
+        answerer.answer(answerer.watch(view), [sample(view)])
+    assert heard[0] == heard[1] and heard[0][0] == first and heard[0].count(first) == 1
 
 
 def test_letters_that_melt_into_the_prefix(answerer, film):
@@ -180,13 +211,41 @@ def test_it_says_what_it_is(answerer, folder):
     facts = answerer.describe()
     assert facts["class"] == "LlavaForConditionalGeneration" and facts["kind"] == "transformers"
     assert facts["name"] == str(folder[0]) and facts["dtype"] == "float32" and facts["frames_as"] == "images"
-    for wrong in ({"frames_as": "film"}, {"option_form": "word"}):
-        with pytest.raises(ValueError, match="choose one of"):
-            TransformersAnswerer(None, None, "n", **wrong)
+    with pytest.raises(ValueError, match="choose one of letter, text"):
+        TransformersAnswerer(answerer.model, answerer.processor, "n", "word")
+
+
+def test_a_model_without_a_template_is_refused(folder):
+    _, model, processor = folder
+    silent = LlavaProcessor(processor.image_processor, processor.tokenizer)
+    with pytest.raises(ValueError, match="the-name has no chat template"):
+        TransformersAnswerer(model, silent, "the-name")
+
+
+def test_two_kinds_of_model_in_one_command(folder, tmp_path, monkeypatch, capsys):
+    """They see the same frames and are asked the same, so that the runs can be compared."""
+    monkeypatch.setattr(evaluate_benchmarks, "draw", lambda *_: [])
+    byte_model.save(tmp_path / "ours")
+    data = make_benchmark("video-mme", tmp_path / "video-mme", videos=1)
+    words = ["--tasks", "video-mme", f"--data=video-mme={data}", "--output", str(tmp_path / "out"), "--frames", "2"]
+    models = [str(tmp_path / "ours"), str(folder[0])]
+    assert cli.main(["--model", *models, "--device", "cpu", "--likelihood", *words]) == 0
+    ours, theirs = (tmp_path / "out" / f"{Path(name).name}-2" for name in models)
+    kinds = [read_result(one)["settings"]["model"]["kind"] for one in (ours, theirs)]
+    assert kinds == ["video-ma2mba", "transformers"]
+    rows = [read_result(one)["tasks"]["video-mme"]["samples"] for one in (ours, theirs)]
+    assert all(len(row["log_likelihoods"]) == 4 and row["error"] is None for row in [*rows[0], *rows[1]])
+    assert [row["times"] for row in rows[0]] == [row["times"] for row in rows[1]] == [[1.0, 3.0]] * 3
+    table = (tmp_path / "out" / "comparison.md").read_text()
+    assert all(f"| {name} | 2 frames |" in table for name in models)
+    capsys.readouterr()
+    assert cli.main(["compare", str(ours), str(theirs)]) == 0
+    assert "| video-mme | strict | 3 of 1 videos |" in capsys.readouterr().out
 
 
 @pytest.mark.skipif(not is_torchvision_available(), reason="transformers' processors of videos need torchvision")
 def test_a_video_is_one_video(film, tmp_path):
+    """A random LLaVA-OneVision; with subtitles between the frames they are images."""
     from transformers import (
         LlavaOnevisionConfig,
         LlavaOnevisionForConditionalGeneration,
@@ -206,12 +265,15 @@ def test_a_video_is_one_video(film, tmp_path):
     vision = SiglipVisionConfig(image_size=28, patch_size=14, **SIZES)
     torch.manual_seed(0)
     model = LlavaOnevisionForConditionalGeneration(
-        LlavaOnevisionConfig(vision_config=vision, text_config=text, video_token_index=2, **IDS)
+        LlavaOnevisionConfig(
+            vision_config=vision, text_config=text, video_token_index=2, image_grid_pinpoints=[[28, 28]], **IDS
+        )
     ).eval()
     model.save_pretrained(tmp_path)
     processor.save_pretrained(tmp_path)
 
-    answerer = TransformersAnswerer.load(str(tmp_path), device="cpu")
+    answerer = load_answerer(str(tmp_path), None, "cpu", "auto")
+    assert answerer.describe()["frames_as"] == "video"
     view = View(video=film)
     seen = answerer.watch(view)
     (output,) = answerer.answer(seen, [sample(view)])
@@ -225,3 +287,22 @@ def test_a_video_is_one_video(film, tmp_path):
     asked = sample(view, options=("red", "blue"))
     values = [answerer.score_options(one, [asked])[0].log_likelihoods for one in (seen, dark)]
     assert values[0] != values[1]
+    told = View(video=film, fps=None, num_frames=2, subtitles=(Subtitle(start=1.2, end=1.8, text="hi"),))
+    (output,) = answerer.answer(answerer.watch(told), [sample(told)])
+    assert output.rendered.startswith("user <image>hi <image>") and output.error is None
+
+
+@pytest.mark.skipif(is_torchvision_available(), reason="torchvision is there")
+def test_what_a_video_model_needs_is_said(tmp_path):
+    """An ImportError, which every command prints as one line."""
+    (tmp_path / "config.json").write_text('{"model_type": "llava_onevision"}')
+    kinds = {
+        f"{part}_processor": {f"{part}_processor_type": f"LlavaOnevision{part.capitalize()}Processor"}
+        for part in ("image", "video")
+    }
+    (tmp_path / "processor_config.json").write_text(
+        json.dumps({"processor_class": "LlavaOnevisionProcessor", **kinds})
+    )
+    build_tokenizer().save_pretrained(tmp_path)
+    with pytest.raises(ImportError, match=r"(?i)torchvision"):
+        load_answerer(str(tmp_path), None, "cpu", "auto")

@@ -46,6 +46,15 @@ VISION_FIELDS = {
     "patch_size": 14,
     "image_size": 56,
 }
+VIDEOMAMBA_FIELDS = {
+    "hidden_size": 32,
+    "num_hidden_layers": 3,
+    "patch_size": 14,
+    "image_size": 56,
+    "num_frames": 4,
+    "scan": "alternating",
+    "backend": "torch",
+}
 
 
 def _close(name: str, actual: torch.Tensor, expected: torch.Tensor, tolerance: float) -> None:
@@ -72,6 +81,10 @@ def _lively(model: torch.nn.Module, seed: int) -> None:
                 parameter.copy_(noise * 0.7 - 1)  # decays from forgetful to long
             elif name.endswith("conv1d.weight"):
                 parameter.copy_(noise * 0.5)
+            elif "pos_embed" in name:  # VideoMamba's; new ones of frames are zero, and its projections next to it
+                parameter.copy_(noise * 0.5)
+            elif "vision_tower" in name and "mixer" in name and name.endswith(("proj.weight", "proj_b.weight")):
+                parameter.mul_(5)
             elif parameter.ndim == 1:
                 parameter.add_(noise * 0.2)
 
@@ -103,11 +116,17 @@ def text_model(text_config):
 
 @pytest.fixture
 def video_config(text_config):
-    """`video_config(tower="clip", text={}, vision={}, **overrides)` -> `VideoMa2mbaConfig` of the toy video model."""
+    """`video_config(tower="clip", text={}, vision={}, **overrides)` -> `VideoMa2mbaConfig` of the toy video model.
+
+    Towers: clip, siglip, videomamba (clips of 4 frames).
+    """
 
     def build(tower="clip", text=None, vision=None, **overrides):
+        sizes = {"model_type": f"{tower}_vision_model", **VISION_FIELDS}
+        if tower == "videomamba":
+            sizes = {"model_type": tower, **VIDEOMAMBA_FIELDS}
         fields = {
-            "vision_config": {"model_type": f"{tower}_vision_model", **VISION_FIELDS, **(vision or {})},
+            "vision_config": {**sizes, **(vision or {})},
             "text_config": text_config(**(text or {})),
             "image_token_id": IMAGE,
             "video_token_id": VIDEO,

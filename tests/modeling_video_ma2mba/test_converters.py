@@ -17,7 +17,16 @@ from transformers import (
     SiglipVisionModel,
 )
 
-from modeling_video_ma2mba import Ma2mbaForCausalLM
+from _video_ma2mba_cli import main
+from modeling_video_ma2mba import (
+    Ma2mbaForCausalLM,
+    VideoMambaConfig,
+    VideoMambaForImageClassification,
+    VideoMambaForVideoClassification,
+    VideoMambaImageProcessor,
+    VideoMambaModel,
+    VideoMambaProcessor,
+)
 from modeling_video_ma2mba.checkpoint_files import ConversionError, read_tensors
 from modeling_video_ma2mba.convert_mamba2 import convert_mamba2
 from modeling_video_ma2mba.convert_video_ma2mba import convert_video_ma2mba
@@ -121,6 +130,41 @@ def test_tower_and_language_model_become_a_video_model(kind, original, mamba2, t
     assert processor.image_processor.frame_fit == "pad"
     assert processor.tokens_per_frame == model.config.tokens_per_frame == 4
     assert model.generation_config.eos_token_id == 0
+
+
+@pytest.mark.parametrize("kind", ["video", "images", "encoder"])
+def test_a_videomamba_becomes_the_tower(kind, original, tokenizer_folder, tmp_path):
+    torch.manual_seed(1)
+    fields = {"hidden_size": 32, "num_hidden_layers": 2, "image_size": 32, "image_mean": [0.1, 0.2, 0.3]}
+    config = VideoMambaConfig(**fields, num_frames=None if kind == "images" else 4, id2label={0: "a", 1: "b", 2: "c"})
+    build = {"video": VideoMambaForVideoClassification, "images": VideoMambaForImageClassification}
+    source = build.get(kind, VideoMambaModel)(config)
+    source.save_pretrained(tmp_path / "vision")
+    image_processor = VideoMambaImageProcessor(size=32, num_frames=config.num_frames)
+    VideoMambaProcessor(image_processor).save_pretrained(tmp_path / "vision")
+
+    out = tmp_path / "out"
+    words = ["convert", "--mamba", str(original), "--vision", str(tmp_path / "vision"), "--output", str(out)]
+    assert main([*words, "--tokenizer", str(tokenizer_folder)]) == 0
+    report = json.loads((out / "conversion_report.json").read_text())
+    model, info = AutoModelForImageTextToText.from_pretrained(out, output_loading_info=True)
+    assert not any(info[key] for key in ("missing_keys", "unexpected_keys", "mismatched_keys"))
+    tower = source if kind == "encoder" else source.videomamba
+    assert model.model.vision_tower.state_dict().keys() == tower.state_dict().keys()
+    for name, tensor in tower.state_dict().items():
+        assert torch.equal(model.model.vision_tower.state_dict()[name], tensor), name
+    heads = [key for key in report["left_out"] if key.startswith("head.")]
+    assert sorted(heads) == ([] if kind == "encoder" else ["head.bias", "head.weight"])
+    assert (
+        report["taken"].keys() | report["left_out"].keys()
+        == read_tensors(tmp_path / "vision").keys() | read_tensors(original).keys()
+    )
+    assert (
+        model.config.frames_per_clip == (1 if kind == "images" else 4) and model.config.vision_config.num_labels == 2
+    )
+    assert model.config.image_mean == [0.1, 0.2, 0.3]
+    processor = AutoProcessor.from_pretrained(out)
+    assert processor.tokens_per_frame == model.config.tokens_per_frame == 1 and processor.image_processor.size == 32
 
 
 def test_the_projector_is_set_by_the_seed(original, tokenizer_folder, tmp_path):

@@ -196,7 +196,7 @@ def test_each_padded_row_equals_the_row_alone(model, mixed, pad, assert_close, s
 # Training
 
 
-@pytest.mark.parametrize("tower", ["clip", "siglip"])
+@pytest.mark.parametrize("tower", ["clip", "siglip", "videomamba"])
 @pytest.mark.parametrize("reload", [False, True])
 def test_a_training_step_moves_every_parameter_but_the_unused(video_model, mixed, pad, tmp_path, tower, reload):
     model = video_model(tower)
@@ -489,7 +489,7 @@ def test_memory_of_generate_grows_only_by_the_inputs(video_model, prompt, frames
 
 
 @torch.no_grad()
-@pytest.mark.parametrize("tower", ["clip", "siglip"])
+@pytest.mark.parametrize("tower", ["clip", "siglip", "videomamba"])
 def test_saved_and_loaded_is_equal(video_model, mixed, pad, tmp_path, tower):
     model = video_model(tower)
     rows, _, pixels = mixed

@@ -1,6 +1,6 @@
 """A stage that dies by SIGKILL at a moment that is named, for test_resume.py.
 
-    python killed_stage.py MOMENT STAGE ARGUMENTS...
+    python killed_stage.py MOMENT STAGE ARGUMENTS...        STAGE: 1, 1.5, 2, or videomamba
 
 MOMENT is "never", "step:3" (between backward and update), or the end of a file's path, such as
 "checkpoint-4/optimizer.pt": the process dies when half of that file is written. With several processes "1/" before it
@@ -19,7 +19,7 @@ import safetensors.torch
 import torch
 from transformers import TrainerState, modeling_utils
 
-from modeling_video_ma2mba.train.run_stage import main
+from modeling_video_ma2mba.train import run_stage, run_videomamba
 from modeling_video_ma2mba.train.synthetic_video import read_number
 from modeling_video_ma2mba.train.trainer import VideoMa2mbaTrainer
 
@@ -76,4 +76,6 @@ if __name__ == "__main__":
     if slash and rank.isdigit():
         moment = rest if rank == RANK else "never"
     patch(moment)
-    sys.exit(main(sys.argv[2], sys.argv[3:]))
+    if sys.argv[2] == "videomamba":
+        sys.exit(run_videomamba.main(sys.argv[3:]))
+    sys.exit(run_stage.main(sys.argv[2], sys.argv[3:]))

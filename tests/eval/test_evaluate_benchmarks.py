@@ -1,8 +1,10 @@
 """The whole command on small benchmarks in their published layout: a model that knows nothing, one that knows all."""
 
+import importlib.metadata
 import json
 import os
 import re
+import shlex
 import signal
 import subprocess
 import sys
@@ -11,7 +13,8 @@ from pathlib import Path
 
 import pytest
 
-from modeling_video_ma2mba.eval import cli, evaluate, ma2mba_answerer
+import _video_ma2mba_cli as console
+from modeling_video_ma2mba.eval import cli, evaluate_benchmarks, ma2mba_answerer
 from modeling_video_ma2mba.eval.compare import compare, comparison_text
 from modeling_video_ma2mba.eval.judged import judged_figures
 from modeling_video_ma2mba.eval.local_judges import OfflineJudge
@@ -24,6 +27,7 @@ from modeling_video_ma2mba.eval.samples import Output
 from modeling_video_ma2mba.eval.view_frames import view_times
 from tests.eval.byte_model import save
 from tests.eval.fixtures import make_benchmark
+from tests.eval.judge_server import said
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -81,8 +85,8 @@ class Perfect:
 @pytest.fixture
 def perfect(monkeypatch):
     """`perfect(wrong ids)`: the command meets such a model, and draws nothing, which takes longest."""
-    monkeypatch.setattr(evaluate, "draw", lambda *_: [])
-    return lambda *wrong: monkeypatch.setattr(evaluate, "load_answerer", lambda *_: Perfect(wrong))
+    monkeypatch.setattr(evaluate_benchmarks, "draw", lambda *_: [])
+    return lambda *wrong: monkeypatch.setattr(evaluate_benchmarks, "load_answerer", lambda *_: Perfect(wrong))
 
 
 @pytest.fixture(scope="module")
@@ -176,6 +180,70 @@ def test_a_perfect_model(perfect, model, data, tmp_path, capsys):
     assert "100.0 [34.2, 100.0]" in capsys.readouterr().out
 
 
+FIVE = ("video-mme", "longvideobench", "mvbench", "activitynet-qa", "videochatgpt")
+
+
+def test_all_five_benchmarks(model, tmp_path, monkeypatch, serve, capsys):
+    """A model that knows nothing, from the published folders to the report, with a judge behind HTTP."""
+    monkeypatch.setattr(evaluate_benchmarks, "draw", lambda *_: [])
+    for name in FIVE:
+        make_benchmark(name, tmp_path / name, videos=1)
+    before = []
+    server = serve(lambda number, body, headers: before.append(number) or said("{'pred': 'no', 'score': 1}"))
+    watch = ma2mba_answerer.Ma2mbaAnswerer.watch
+    watched = []
+    monkeypatch.setattr(
+        ma2mba_answerer.Ma2mbaAnswerer,
+        "watch",
+        lambda self, view: watched.append((view, capsys.readouterr().err)) or watch(self, view),
+    )
+    arguments = words(model, tmp_path, tmp_path / "out", ",".join(FIVE), "--frames", "2", "--likelihood")
+    assert cli.main([*arguments, "--judge", "gpt-3.5-turbo-0125", "--judge-url", server.url]) == 0
+    # What it will cost is said before the first video: 10 + 2 x 3 + 2 + 1 answers.
+    assert "endpoint gpt-3.5-turbo-0125, for each run: 19 requests (0 more are on disk), about" in watched[0][1]
+    assert "at most about $0.0" in watched[0][1] and len(before) == 19
+    tasks = read_result(tmp_path / "out" / "model-2")["tasks"]
+    counts = {name: (task["summary"]["samples"], task["summary"]["videos"]) for name, task in tasks.items()}
+    # MVBench: one video for each of twenty tasks; each watched once, whatever is asked about it.
+    assert counts == {
+        "video-mme": (3, 1), "longvideobench": (2, 1), "mvbench": (40, 20), "activitynet-qa": (10, 1),
+        "videochatgpt": (6, 1),
+    }  # fmt: skip
+    assert len(watched) == 24 and not any(task["summary"]["errors"] for task in tasks.values())
+    assert all(len(row["times"]) == 2 for task in tasks.values() for row in task["samples"])
+    assert len(tasks["mvbench"]["summary"]["groups"]["task"]) == 20
+    judged = tasks["activitynet-qa"]["judged"]["figures"]
+    assert judged["judged accuracy"]["official"]["value"] == 0.0 and judged["judged score"]["strict"]["value"] == 1.0
+    report = (tmp_path / "out" / "model-2" / "results.md").read_text()
+    for title, paper in (
+        ("Video-MME", "33.1 | 40.3 | 45.2"),
+        ("LongVideoBench", "34 | 38 | 43"),
+        ("MVBench", "41.1 | 44.4 | 48.3"),
+        ("ActivityNet-QA", "43.8 | 50 | 51.7"),
+        ("VideoChatGPT", "2.69 | 2.76 | 3.03"),
+    ):
+        section = next(part for part in report.split("\n## ") if part.startswith(title))
+        assert f"| {paper} |" in section, title
+    # Once more: nobody is watched, and the judge is not paid again.
+    assert cli.main([*arguments, "--judge", "gpt-3.5-turbo-0125", "--judge-url", server.url]) == 0
+    assert len(watched) == 24 and len(before) == 19
+
+
+def test_a_judge_with_nothing_to_judge(perfect, model, data, tmp_path, capsys):
+    perfect()
+    assert cli.main([*words(model, data, tmp_path), "--judge", "m", "--judge-url", "http://localhost:1/v1"]) == 2
+    assert "--judge: no task here has open answers" in capsys.readouterr().err
+
+
+def test_half_a_pair_is_told_before_the_first_video(perfect, model, data, tmp_path, monkeypatch, capsys):
+    """VideoChatGPT's consistency asks in pairs, and --limit may cut one in two."""
+    perfect()
+    monkeypatch.setattr(Perfect, "watch", lambda *_: pytest.fail("a video was watched"))
+    arguments = words(model, data, tmp_path, "videochatgpt", "--limit", "5", "--judge", "m")
+    assert cli.main([*arguments, "--judge-url", "http://localhost:1/v1"]) == 2
+    assert "a limit may have cut one off" in capsys.readouterr().err
+
+
 def test_a_grid_of_frames(perfect, model, data, tmp_path, capsys):
     perfect("001-1")
     assert cli.main(words(model, data, tmp_path, "video-mme", "--frames", "2,3,0.5fps")) == 0
@@ -236,7 +304,7 @@ def test_likelihood_and_text_are_not_compared(run, model, data, tmp_path, capsys
 
 def test_a_judge_scores_open_answers(perfect, model, data, tmp_path, monkeypatch, capsys):
     perfect()
-    monkeypatch.setattr(evaluate, "_judge", lambda *_: OfflineJudge())
+    monkeypatch.setattr(evaluate_benchmarks, "_judge", lambda *_: OfflineJudge())
     arguments = words(model, data, tmp_path, "activitynet-qa,videochatgpt", "--judge", "any")
     assert cli.main(arguments) == 0
     tasks = read_result(tmp_path / "model-1fps")["tasks"]
@@ -333,6 +401,22 @@ def test_names_from_data_do_not_break_the_report(run):
     row = result["tasks"]["video-mme"]["samples"][0]
     row["error"], row["id"] = "a\n| b | \x1b[31m", "x"
     assert "a?| b | ?[31m" in markdown(result)
+
+
+def test_the_commands_of_the_readme_are_understood():
+    text = (ROOT / "README.md").read_text(encoding="utf-8")
+    found = re.findall(r"(?:^|`)video-ma2mba ((?:eval|needle) [^`\n]+)", text, flags=re.MULTILINE)
+    assert len(found) >= 4
+    for command in found:
+        arguments = console._parser().parse_args(shlex.split(command))
+        assert arguments.command == command.split()[0]
+
+
+def test_no_file_hides_a_package():
+    """`python eval/cli.py` finds the files of its folder before everything else."""
+    names = {path.stem for path in (ROOT / "eval").glob("*.py")} - {"__init__"}
+    assert len(names) > 30
+    assert not names & {"evaluate", *sys.stdlib_module_names, *importlib.metadata.packages_distributions()}
 
 
 def test_help_does_not_wait_for_torch():

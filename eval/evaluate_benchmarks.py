@@ -15,14 +15,15 @@ import torch
 from accelerate import PartialState
 
 from modeling_video_ma2mba.eval.journal import read_journals
-from modeling_video_ma2mba.eval.judge import Judge
-from modeling_video_ma2mba.eval.judge_endpoint import Endpoint, EndpointJudge
+from modeling_video_ma2mba.eval.judge import Judge, items_to_judge, judge_request
+from modeling_video_ma2mba.eval.judge_endpoint import CHARACTERS_PER_TOKEN, Endpoint, EndpointJudge
 from modeling_video_ma2mba.eval.local_judges import LocalJudge
 from modeling_video_ma2mba.eval.ma2mba_answerer import Ma2mbaAnswerer
 from modeling_video_ma2mba.eval.report import draw, grid_markdown, markdown
 from modeling_video_ma2mba.eval.results import FILE, make_result, write_json
 from modeling_video_ma2mba.eval.run import TaskSamples, answer_all, read_questions, samples_hash
-from modeling_video_ma2mba.eval.samples import Answerer
+from modeling_video_ma2mba.eval.samples import Answerer, Output
+from modeling_video_ma2mba.eval.transformers_answerer import TransformersAnswerer
 from modeling_video_ma2mba.processing.load_model import check_model, load_model
 
 # A process that is done waits for the others, however long their videos are.
@@ -68,6 +69,8 @@ def evaluate(
         name: read_questions(tasks, data, subtitles=subtitles, limit=limit, allow_missing=allow_missing, **sampling)
         for name, sampling in frames
     }
+    if asks is not None:
+        _announce(process, asks, next(iter(questions.values())))
     annotations = {name: _annotation_hashes(next(iter(questions.values())), name, data.get(name)) for name in tasks}
     results = []
     for model, short in zip(models, _short_names(models)):
@@ -108,15 +111,15 @@ def evaluate(
 
 
 def load_answerer(model: str, likelihood: str | None, device: str, dtype: str) -> Answerer:
-    """Return a model in the harness.
+    """Return a model in the harness: a Video-Ma²mba, or any other model of transformers that sees videos or images.
 
     Raises:
-        OSError, ValueError: it cannot be loaded.
+        OSError, ValueError: it cannot be loaded. ImportError: its processor needs a package that is missing, such as
+            torchvision for videos.
     """
     loaded, processor = load_model(model, device, dtype)
-    if loaded.config.model_type != "video_ma2mba":
-        raise ValueError(f"{model} is a {loaded.config.model_type}: give a Video-Ma²mba model")
-    return Ma2mbaAnswerer(loaded, processor, model, likelihood or "letter")
+    kind = Ma2mbaAnswerer if loaded.config.model_type == "video_ma2mba" else TransformersAnswerer
+    return kind(loaded, processor, model, likelihood or "letter")
 
 
 def print_once(process: PartialState, text: str) -> None:
@@ -136,6 +139,20 @@ def _write(result: dict[str, Any], folder: Path) -> dict[str, Any]:
         for path in draw(result, folder):
             print(f"wrote {path}")
     return result
+
+
+def _announce(process: PartialState, judge: Judge, questions: Sequence[TaskSamples]) -> None:
+    """Print what the judge of one run will be asked, at most; raise ValueError where it could not judge it at all."""
+    requests = []
+    for one in questions:
+        if one.task.judge:
+            longest = [Output(text="x" * CHARACTERS_PER_TOKEN * sample.max_new_tokens) for sample in one.samples]
+            listed = items_to_judge(one.task, one.samples, longest)
+            requests += [judge_request(prompt, item) for prompt, _, item in listed]
+    if not requests:
+        raise ValueError("--judge: no task here has open answers; leave it out")
+    estimate = judge.estimate(requests) if isinstance(judge, EndpointJudge) else f"{len(requests):,} requests"
+    print_once(process, f"{judge.label}, for each run: {estimate}")
 
 
 def _judge(model: str | None, url: str | None, cache: Path) -> Judge:

@@ -1,0 +1,271 @@
+"""Recipes of VideoMamba's training as data (videomamba_recipes.yaml): read, resolved, checked, turned into arguments.
+
+    recipe = load_videomamba_recipe("k400-m", "public", ["frames=16"])
+    arguments = training_arguments(recipe, "runs/k400", per_device_batch_size=8, world_size=8,
+                                   **schedule_arguments(recipe))
+
+`recipes.training_arguments` reads this recipe as it reads those of the stages.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import yaml
+
+from modeling_video_ma2mba.configuration_videomamba import PRESETS, VideoMambaConfig
+from modeling_video_ma2mba.processing.clip_sampling import SAMPLING_RULES
+from modeling_video_ma2mba.train.recipes import PRECISIONS, read_overrides
+
+# Whose value is taken where the paper and the public implementation differ.
+VALUES = ("paper", "public")
+_NUMBERS = (
+    "learning_rate", "rate_batch", "min_learning_rate", "warmup_learning_rate", "global_batch_size", "epochs",
+    "warmup_epochs", "max_steps", "weight_decay", "max_grad_norm", "layer_decay", "drop_path", "mixup", "cutmix",
+    "label_smoothing", "random_erasing", "max_bad_share",
+)  # fmt: skip
+_WHOLE = ("frames", "image_size", "classes", "repeated_augmentation", "test_clips", "test_crops", "seed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class VideoMambaRecipe:
+    """The settings of one training of VideoMamba.
+
+    Attributes:
+        name, values: which recipe this is, with whose values.
+        size: a preset ("ti", "s", "m", "b"), or fields of `VideoMambaConfig`.
+        frames: of a clip; None: images. image_size: in pixels. sampling: one of `clip_sampling.SAMPLING_RULES`.
+        classes: of the head; 1: a number (regression); None: as the data or --class-names have them.
+        learning_rate: for `rate_batch` samples in a step; it scales with the batch (`scaled`).
+        min_learning_rate, warmup_learning_rate: where the cosine ends and the warm-up starts; `bounds_scale`: they
+            scale with the batch too.
+        global_batch_size: videos or images of an optimizer step, all devices.
+        epochs, max_steps: length of the run; `max_steps` wins where it is given. warmup_epochs: part of `epochs`.
+        betas, weight_decay, max_grad_norm: AdamW and clipping; 0.0 does not clip.
+        layer_decay: factor from layer to layer, the rate of the head being 1; None: one rate for all.
+        layer_decay_of_blocks: whether blocks take part; False: what stands before them alone, as published.
+        drop_path: chance that the last mixer is left out.
+        repeated_augmentation: augmented views of a sample. Of a clip, beside each other in a step, which then has so
+            many more samples; of an image, within the epoch, which has no more samples than without.
+        mixup, cutmix: their alpha, 0.0 is off. label_smoothing, random_erasing: share and chance.
+        auto_augment: policy in timm's words, such as "rand-m9-mstd0.5-inc1".
+        crop_scale: smallest and largest area of a random crop; None: the processor's crop. flip: mirror half of all.
+        distillation: learn from a smaller teacher's features too (`self_distillation.py`).
+        test_clips, test_crops: views of a video in the test.
+        precision: "bf16" (autocast over fp32 weights) or "fp32". checkpointing: `gradient_checkpointing_kwargs`.
+        max_bad_share: share of bad rows or videos that stops the run. seed: of all that is random.
+    """
+
+    name: str
+    values: str
+    size: str | dict
+    frames: int | None
+    image_size: int
+    learning_rate: float
+    rate_batch: int
+    global_batch_size: int
+    epochs: float
+    warmup_epochs: float
+    min_learning_rate: float
+    warmup_learning_rate: float
+    bounds_scale: bool
+    classes: int | None = None
+    sampling: str = "sparse"
+    max_steps: int | None = None
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.05
+    max_grad_norm: float = 0.0
+    layer_decay: float | None = None
+    layer_decay_of_blocks: bool = False
+    drop_path: float = 0.0
+    repeated_augmentation: int = 1
+    mixup: float = 0.0
+    cutmix: float = 0.0
+    label_smoothing: float = 0.0
+    random_erasing: float = 0.0
+    auto_augment: str | None = None
+    crop_scale: tuple[float, float] | None = None
+    flip: bool = False
+    distillation: bool = False
+    test_clips: int = 1
+    test_crops: int = 1
+    precision: str = "bf16"
+    checkpointing: dict | None = None
+    max_bad_share: float = 0.05
+    seed: int = 0
+
+    def __post_init__(self):
+        problems = []
+        for name in (*_NUMBERS, *_WHOLE):
+            value = getattr(self, name)
+            kinds = int if name in _WHOLE else (int, float)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, kinds)):
+                problems.append(f"{name}={value!r} must be a {'whole ' * (name in _WHOLE)}number")
+        self._raise(problems)
+        positive = ("image_size", "rate_batch", "global_batch_size", "epochs", "repeated_augmentation", "test_clips")
+        for name in (*positive, "test_crops", "frames", "classes", "max_steps", "layer_decay"):
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
+                problems.append(f"{name}={getattr(self, name)} must be more than 0")
+        if not 0 < self.min_learning_rate <= self.learning_rate or not 0 <= self.warmup_learning_rate:
+            problems.append(
+                f"learning_rate={self.learning_rate} must be at least min_learning_rate={self.min_learning_rate}, "
+                f"both more than 0, and warmup_learning_rate={self.warmup_learning_rate} 0 or more"
+            )
+        if not 0 <= self.warmup_epochs < self.epochs:
+            problems.append(f"warmup_epochs={self.warmup_epochs} must be 0 or more and less than epochs={self.epochs}")
+        for name in ("drop_path", "label_smoothing", "random_erasing", "max_bad_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                problems.append(f"{name}={getattr(self, name)} must be between 0 and 1")
+        for name in ("weight_decay", "max_grad_norm", "mixup", "cutmix", "seed"):
+            if not 0 <= getattr(self, name) < math.inf:
+                problems.append(f"{name}={getattr(self, name)} must be 0 or more")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            problems.append(f"betas={list(self.betas)} must be two numbers from 0 to below 1")
+        scale = self.crop_scale
+        if scale is not None and (len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1):
+            problems.append(f"crop_scale={list(scale)} must be two shares, above 0 and rising to at most 1, or null")
+        if self.sampling not in SAMPLING_RULES:
+            problems.append(f"sampling={self.sampling!r} must be one of {', '.join(SAMPLING_RULES)}")
+        if self.precision not in PRECISIONS:
+            problems.append(f"precision={self.precision!r} must be one of {', '.join(PRECISIONS)}")
+        if isinstance(self.size, str) and self.size not in PRESETS:
+            problems.append(f"size={self.size!r} must be one of {', '.join(PRESETS)}, or fields of VideoMambaConfig")
+        if self.classes == 1 and (self.mixup or self.cutmix or self.label_smoothing):
+            problems.append(
+                "a number (classes=1) cannot be mixed or smoothed: set mixup, cutmix, label_smoothing to 0"
+            )
+        if self.frames is None and (self.test_clips, self.test_crops) != (1, 1):
+            problems.append("an image has one view: test_clips and test_crops must be 1")
+        self._raise(problems)
+
+    def _raise(self, problems: list[str]) -> None:
+        if problems:
+            raise ValueError(f"recipe {self.name}: {'; '.join(problems)}")
+
+    @property
+    def views_at_once(self) -> int:
+        """Augmented views of a sample that stand beside each other in a step."""
+        return 1 if self.frames is None else self.repeated_augmentation
+
+    @property
+    def needs_extra(self) -> bool:
+        """Whether timm and torchvision are needed."""
+        random = (self.mixup, self.cutmix, self.random_erasing, self.auto_augment, self.crop_scale, self.flip)
+        return any(random)
+
+    @property
+    def rate_scale(self) -> float:
+        """What rates are multiplied by: samples of a step over `rate_batch`."""
+        return self.global_batch_size * self.views_at_once / self.rate_batch
+
+    @property
+    def lr_scheduler(self) -> str:
+        return "cosine_warmup_with_min_lr"
+
+    @property
+    def warmup_ratio(self) -> float:
+        return self.warmup_epochs / self.epochs
+
+    def scaled(self) -> "VideoMambaRecipe":
+        """Return the recipe with the rates of its batch, once and for all: `rate_batch` is then the batch."""
+        bounds = self.rate_scale if self.bounds_scale else 1.0
+        return dataclasses.replace(
+            self,
+            learning_rate=self.learning_rate * self.rate_scale,
+            min_learning_rate=min(self.min_learning_rate * bounds, self.learning_rate * self.rate_scale),
+            warmup_learning_rate=self.warmup_learning_rate * bounds,
+            rate_batch=self.global_batch_size * self.views_at_once,
+        )
+
+    def config(self, classes: int, names: list[str] | None = None) -> VideoMambaConfig:
+        """Return the configuration of the model to train.
+
+        Args:
+            classes: of the head. names: of the classes.
+        """
+        fields = {"num_frames": self.frames, "image_size": self.image_size, "drop_path_rate": self.drop_path}
+        sizes = PRESETS[self.size] if isinstance(self.size, str) else self.size
+        return with_labels(VideoMambaConfig(**{**sizes, **fields}), classes, names)
+
+    def as_dict(self) -> dict:
+        """Return plain data, as it is written beside a run's output."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+
+def with_labels(config: VideoMambaConfig, classes: int, names: list[str] | None) -> VideoMambaConfig:
+    """Set the classes of a config, in place, and return it."""
+    if names is None:
+        names = [f"LABEL_{i}" for i in range(classes)]
+    config.id2label = dict(enumerate(names))
+    config.label2id = {name: i for i, name in enumerate(names)}
+    # Said, not guessed from the labels: shares of classes are floating point numbers too.
+    config.problem_type = "regression" if classes == 1 else "single_label_classification"
+    return config
+
+
+def videomamba_recipe_names() -> list[str]:
+    """Return the names that `load_videomamba_recipe` knows."""
+    return list(_recipes())
+
+
+def videomamba_recipe_fields() -> list[str]:
+    """Return the names of the fields that `load_videomamba_recipe` overrides."""
+    return [field.name for field in dataclasses.fields(VideoMambaRecipe)][2:]
+
+
+def load_videomamba_recipe(name: str, values: str = "paper", overrides: list[str] = ()) -> VideoMambaRecipe:
+    """Return a recipe of videomamba_recipes.yaml, with `overrides` such as "frames=16" or "mixup=0".
+
+    Args:
+        values: whose, where the paper and the public implementation differ: one of `VALUES`.
+
+    Raises:
+        ValueError: an unknown name or field, a value that is not allowed, frames that the recipe has no values for.
+    """
+    recipes = _recipes()
+    if name not in recipes:
+        raise ValueError(f"unknown recipe {name!r}; known are {', '.join(recipes)}")
+    if values not in VALUES:
+        raise ValueError(f"values={values!r}: choose {' or '.join(VALUES)}")
+    fields = recipes[name] | read_overrides(overrides)
+    known = videomamba_recipe_fields()
+    if unknown := sorted(set(fields) - set(known)):
+        raise ValueError(f"a recipe has no field {', '.join(map(repr, unknown))}; known are {', '.join(known)}")
+    fields = {key: _resolved(key, value, values, fields["frames"]) for key, value in fields.items()}
+    for key in ("betas", "crop_scale"):
+        if isinstance(fields.get(key), list):
+            fields[key] = tuple(fields[key])
+    try:
+        return VideoMambaRecipe(name=name, values=values, **fields)
+    except TypeError as error:  # a text where a number is compared
+        raise ValueError(f"recipe {name}, with {list(overrides)}: {error}") from error
+
+
+def _resolved(key: str, value: Any, values: str, frames: int | None) -> Any:
+    """Choose from a value that is given for each of `VALUES`, or for each number of frames."""
+    while isinstance(value, dict) and value and key not in ("size", "checkpointing"):
+        if set(value) == set(VALUES):
+            value = value[values]
+        elif frames in value:
+            value = value[frames]
+        else:
+            given = ", ".join(map(str, value))
+            raise ValueError(f"{key} is given for {given} frames, not for {frames}: add --override {key}=...")
+    return value
+
+
+def _recipes() -> dict:
+    path = Path(__file__).parent / "videomamba_recipes.yaml"
+    return yaml.safe_load(path.read_text(encoding="utf-8"))["recipes"]
+
+
+def schedule_arguments(recipe: VideoMambaRecipe) -> dict:
+    """Return transformers' arguments for the bounds of a scaled recipe's schedule."""
+    return {
+        "lr_scheduler_kwargs": {
+            "min_lr_rate": recipe.min_learning_rate / recipe.learning_rate,
+            "warmup_lr_rate": recipe.warmup_learning_rate / recipe.learning_rate,
+        }
+    }
