@@ -38,11 +38,13 @@ $(NEWEST)/.installed: pyproject.toml .ci/constraints-newest.txt Makefile
 	$(NEWEST)/bin/python -m pip install --quiet -e . -c .ci/constraints-newest.txt
 	touch $@
 
-# The Triton kernels are tested in Triton's interpreter: mamba-ssm is installed without its CUDA parts.
+# The Triton kernels are tested in Triton's interpreter: mamba-ssm is installed without its CUDA parts; of lmms-eval its
+# interface, without the models and tools it needs to run.
 $(NEWEST)/.installed-tests: $(NEWEST)/.installed
 	$(NEWEST)/bin/python -m pip install --quiet -e ".[dev,decord,eval]" triton einops ninja setuptools wheel -c .ci/constraints-newest.txt
 	MAMBA_SKIP_CUDA_BUILD=TRUE MAMBA_FORCE_BUILD=TRUE \
 		$(NEWEST)/bin/python -m pip install --quiet --no-build-isolation --no-deps mamba-ssm==2.3.2.post1
+	$(NEWEST)/bin/python -m pip install --quiet --no-deps lmms-eval loguru pytz -c .ci/constraints-newest.txt
 	touch $@
 
 $(OLDEST)/.installed: pyproject.toml .ci/constraints-5.17.txt Makefile

@@ -1,5 +1,6 @@
 """The console script: instant help, one clear line for bad input, every command on real files."""
 
+import importlib.util
 import io
 import json
 import re
@@ -199,7 +200,8 @@ def test_plan_measures_a_layer_here_and_reads_a_folder(folder, capsys):
 
 
 def test_plan_names_the_extra_that_draws(monkeypatch, capsys, tmp_path):
-    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    find = importlib.util.find_spec
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "matplotlib" else find(name))
     arguments = ["plan", "--model", "370m", "--tokens", "1k", "--budget", "1GiB", "--output", str(tmp_path / "out")]
     assert cli.main(arguments) == 2
     assert 'pip install "video-ma2mba[eval]"' in capsys.readouterr().err

@@ -256,7 +256,11 @@ def batch(ids, frames):
 
 @pytest.mark.parametrize(
     ("tower_is_sharded", "ends_are_sharded", "frozen"),
-    [(False, True, ["model.vision_tower", "model.language_model.embeddings"]), (True, False, []), (False, True, [])],
+    [
+        (False, True, ["model.vision_tower", "model.language_model.embeddings"]),
+        (True, False, []),
+        pytest.param(False, True, [], marks=pytest.mark.slow),
+    ],
 )
 def test_two_ranks_of_fsdp2(build, batch, tmp_path, fresh_process, tower_is_sharded, ends_are_sharded, frozen):
     model = build(tie_word_embeddings=False)
