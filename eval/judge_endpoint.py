@@ -131,6 +131,7 @@ class EndpointJudge:
         proxies = [urllib.request.ProxyHandler({})] if is_here else []
         self._opener = urllib.request.build_opener(_NoRedirect(), *proxies)
         self._pace = _Pace(endpoint.requests_per_minute)
+        self._fatal: JudgeError | None = None
         self._served: set[str] = set()
         self._tokens = {"read": 0, "written": 0}
         self._lock = threading.Lock()
@@ -169,6 +170,7 @@ class EndpointJudge:
         failures = 0
         pool = ThreadPoolExecutor(self.endpoint.concurrency, thread_name_prefix="judge")
         self._pace.stopped.clear()
+        self._fatal = None
         try:
             tasks = {pool.submit(self._reply, one): index for index, one in enumerate(requests)}
             for task in tqdm(as_completed(tasks), total=len(tasks), desc=self.label, unit=" replies"):
@@ -206,12 +208,17 @@ class EndpointJudge:
         return self.cache.get({"base_url": self.endpoint.base_url, **self._payload(request)})
 
     def _reply(self, request: JudgeRequest) -> JudgeReply:
+        if self._fatal is not None:  # `reply` has not heard of it yet
+            raise self._fatal
         kept = self._kept(request)
         if kept is None:
             try:
                 kept = self._ask(request)
             except _OwnFault as error:
                 return JudgeReply(error=str(error))
+            except JudgeError as error:
+                self._fatal = error
+                raise
             if self.cache is not None:
                 self.cache.put({"base_url": self.endpoint.base_url, **self._payload(request)}, kept)
             with self._lock:

@@ -1,5 +1,7 @@
 """What tests of every part share: a tiny tokenizer, processor and video model."""
 
+import copy
+
 import pytest
 import torch
 from tokenizers import Tokenizer, models, pre_tokenizers
@@ -41,7 +43,8 @@ def processor(tiny_tokenizer):
 
 
 @pytest.fixture(scope="session")
-def tiny_video_config():
+def shared_video_config():
+    """Tests must not change it, and transformers' Trainer does: it takes `tiny_video_config`."""
     text = Ma2mbaConfig(
         hidden_size=64, num_heads=4, head_dim=32, n_groups=1, num_hidden_layers=2, vocab_size=32, state_size=16,
         pad_token_id=0, bos_token_id=0, eos_token_id=0, tie_word_embeddings=True, initializer_range=0.3,
@@ -53,8 +56,13 @@ def tiny_video_config():
     return VideoMa2mbaConfig(vision_config=vision, text_config=text, image_token_id=2, video_token_id=3)
 
 
+@pytest.fixture
+def tiny_video_config(shared_video_config):
+    return copy.deepcopy(shared_video_config)
+
+
 @pytest.fixture(scope="session")
-def tiny_video_model(tiny_video_config):
+def tiny_video_model(shared_video_config):
     """A random model in eval mode; tests must not change it."""
     torch.manual_seed(0)
-    return VideoMa2mbaForConditionalGeneration(tiny_video_config).eval()
+    return VideoMa2mbaForConditionalGeneration(shared_video_config).eval()

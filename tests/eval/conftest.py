@@ -43,9 +43,9 @@ def scene_processor():
 
 
 @pytest.fixture(scope="session")
-def scene_model(tiny_video_config, scene_processor):
+def scene_model(shared_video_config, scene_processor):
     """A random model; tests must not change it."""
-    config = copy.deepcopy(tiny_video_config)
+    config = copy.deepcopy(shared_video_config)
     config.text_config.vocab_size = len(scene_processor.tokenizer)
     torch.manual_seed(0)
     return VideoMa2mbaForConditionalGeneration(config).eval()

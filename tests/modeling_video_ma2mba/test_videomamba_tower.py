@@ -179,11 +179,11 @@ def test_pieces_end_where_clips_end(model, prompt, frames):
 
 
 @pytest.fixture(scope="module")
-def watcher(tiny_video_config):
+def watcher(shared_video_config):
     """A model that watches: fp64, frames of 56 px, clips of 4."""
     fields = {"model_type": "videomamba", "hidden_size": 32, "num_hidden_layers": 3, "patch_size": 14,
               "image_size": 56, "num_frames": CLIP, "backend": "torch"}  # fmt: skip
-    text = tiny_video_config.text_config
+    text = shared_video_config.text_config
     torch.manual_seed(0)
     config = VideoMa2mbaConfig(vision_config=fields, text_config=text, image_token_id=2, video_token_id=3)
     return VideoMa2mbaForConditionalGeneration(config).double().eval()

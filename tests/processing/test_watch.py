@@ -117,7 +117,8 @@ def test_nothing_is_lost_to_a_wrong_output(folder, films, tmp_path):
 def slow_watch(films, folder, output, save_every=60.0):
     """Start the command in a process that says "read" after every two frames."""
     slow = (
-        "import sys, time, _video_ma2mba_cli as cli\n"
+        "import signal, sys, time, _video_ma2mba_cli as cli\n"
+        "signal.signal(signal.SIGINT, signal.default_int_handler)\n"  # a shell's background job is born deaf to it
         "from modeling_video_ma2mba import watching\n"
         "read = watching.WatchingMixin._read\n"
         "def slow(self, *a):\n"

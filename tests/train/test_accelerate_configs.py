@@ -40,11 +40,11 @@ sys.exit(main("2"))
 
 
 @pytest.fixture(scope="module")
-def given(tiny_video_config, processor, tmp_path_factory):
+def given(shared_video_config, processor, tmp_path_factory):
     """A folder with a model to begin with and four clips with a question each, some longer than others."""
     folder = tmp_path_factory.mktemp("given")
     torch.manual_seed(0)
-    VideoMa2mbaForConditionalGeneration(tiny_video_config).save_pretrained(folder / "start")
+    VideoMa2mbaForConditionalGeneration(shared_video_config).save_pretrained(folder / "start")
     processor.save_pretrained(folder / "start")
     (folder / "stage2_on_cpu.py").write_text(ENGINE_ON_CPU)
     rows = []

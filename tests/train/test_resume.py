@@ -29,11 +29,11 @@ STEPS = 7  # of 4 clips: two an epoch, so that the last one is in the middle of 
 
 
 @pytest.fixture(scope="module")
-def folder(tiny_video_config, processor, tmp_path_factory):
+def folder(shared_video_config, processor, tmp_path_factory):
     """A model to begin with, and questions about clips of unequal lengths."""
     folder = tmp_path_factory.mktemp("resume")
     torch.manual_seed(0)
-    VideoMa2mbaForConditionalGeneration(tiny_video_config).save_pretrained(folder / "start")
+    VideoMa2mbaForConditionalGeneration(shared_video_config).save_pretrained(folder / "start")
     processor.save_pretrained(folder / "start")
     with open(folder / "questions.jsonl", "w") as rows:
         for i, seconds in enumerate(SECONDS):
