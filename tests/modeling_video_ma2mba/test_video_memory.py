@@ -29,10 +29,10 @@ QUESTION = "who wins ?"
 
 
 @pytest.fixture(scope="module")
-def model(tiny_video_config):
+def model(shared_video_config):
     """fp64: what differs differs visibly."""
     torch.manual_seed(0)
-    return VideoMa2mbaForConditionalGeneration(tiny_video_config).double().eval()
+    return VideoMa2mbaForConditionalGeneration(shared_video_config).double().eval()
 
 
 @pytest.fixture(scope="module")
