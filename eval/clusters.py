@@ -23,11 +23,12 @@ _AT_ONCE = 2**22  # numbers drawn at a time
 def mean_interval(
     values: Sequence[float], clusters: Sequence[Hashable], groups: Sequence[Hashable] | None = None, seed: int = SEED
 ) -> tuple[float, float] | None:
-    """Return the 95 % interval (low, high) of a mean, by the bootstrap over clusters; None with fewer than two.
+    """Return the 95 % interval (low, high) of a mean, by the bootstrap over clusters; None without spread.
 
     G clusters are drawn with replacement, all their values with them, `RESAMPLES` times; the interval is the 2.5 % and
     97.5 % quantile of `sum of values / number of values`. Where all values are 0, or all are 1, resampling shows no
-    spread, and it is Wilson's for G answers.
+    spread, and it is Wilson's for G answers. One cluster, or clusters that are all alike, say nothing about others:
+    None, and not an interval of no width.
 
     Args:
         values: scores. clusters: the video of each.
@@ -48,6 +49,8 @@ def mean_interval(
     sums, sizes = _totals(values, clusters, groups)  # (groups, G)
     means = np.concatenate([_means(drawn @ sums.T, drawn @ sizes.T) for drawn in _draws(count, seed)])
     low, high = np.quantile(means, [(1 - CONFIDENCE) / 2, (1 + CONFIDENCE) / 2])
+    if high - low < 1e-9:  # sums in another order differ by rounding
+        return None
     return float(low), float(high)
 
 

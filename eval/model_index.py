@@ -54,7 +54,10 @@ def model_index(result: Mapping[str, Any], model_name: str) -> list[dict[str, An
                 )
             )
     if not entries:
-        raise ValueError("this run has no score to show: tasks with open answers need --judge")
+        raise ValueError(
+            "this run has no score by an official rule: look for errors and unparsed answers in its results.md; open "
+            "answers need --judge"
+        )
     return eval_results_to_model_index(model_name, entries)
 
 

@@ -62,7 +62,9 @@ def grid_markdown(results: Sequence[Result]) -> str:
 def frames_text(settings: Mapping[str, Any]) -> str:
     """Return how videos were sampled, in words."""
     frames = settings["num_frames"]
-    return f"{frames} frames" if frames is not None else f"{settings['fps']:g} frames a second"
+    if frames is not None:
+        return f"{frames} frame{'s' if frames != 1 else ''}"
+    return f"{settings['fps']:g} frame{'s' if settings['fps'] != 1 else ''} a second"
 
 
 def draw(result: Result, folder: Path) -> list[Path]:
@@ -141,7 +143,8 @@ def _counts(task: Mapping[str, Any]) -> list[str]:
 def _table(name: str, task: Mapping[str, Any]) -> list[str]:
     rows = [(label, figures) for label, figures in _figure_rows(task) if any(figures.values())]
     if not rows:
-        return ["No score without a judge."]
+        is_error = task["summary"]["errors"] == task["summary"]["samples"]
+        return ["No score: every question was an error." if is_error else "No score without a judge."]
     paper = _paper(name)
     sizes = [size for size in SIZES if any(paper(size, label) is not None for label, _ in rows)]
     lines = [_row("", "questions", "official", "strict", *(f"paper, {size}" for size in sizes))]

@@ -96,7 +96,7 @@ def read_result(path: Path) -> dict[str, Any]:
     path = Path(path)
     path = path / FILE if path.is_dir() else path
     if not path.is_file():
-        raise ValueError(f"{path}: there is no such file; give the --output of a run of `video-ma2mba eval`")
+        raise ValueError(f"{path}: there is no such file; give the folder of one run, such as OUTPUT/tiny-1fps")
     result = read_json(path)
     if not isinstance(result, dict) or result.get("format") != FORMAT:
         raise ValueError(f"{path}: no result of `video-ma2mba eval` in this version's format ({FORMAT})")

@@ -58,12 +58,18 @@ def test_the_mean_of_groups():
 def test_all_alike_and_one_video():
     assert mean_interval([1, 1, 1, 1], list("aabb")) == wilson_interval(2, 2)
     assert mean_interval([0, 0, 0], list("abc")) == wilson_interval(0, 3)
-    assert mean_interval([0.5, 0.5], list("ab")) == (0.5, 0.5)
+    assert mean_interval([0.5, 0.5], list("ab")) is None
     assert mean_interval([1, 0], list("aa")) is None
     with pytest.raises(ValueError, match="2 values in 1 clusters"):
         mean_interval([1, 0], ["a"])
     with pytest.raises(ValueError, match="0 values"):
         mean_interval([], [])
+
+
+def test_videos_that_are_all_alike_give_no_interval():
+    # One of three questions right in each video: no draw differs, which is no certainty.
+    assert mean_interval([1, 0, 0] * 4, np.repeat(range(4), 3).tolist()) is None
+    assert mean_interval([1, 0, 0] * 3 + [0, 0, 0], np.repeat(range(4), 3).tolist()) is not None
 
 
 def test_in_pieces_it_is_the_same(monkeypatch):

@@ -20,7 +20,7 @@ from modeling_video_ma2mba.eval.judged import judged_figures
 from modeling_video_ma2mba.eval.local_judges import OfflineJudge
 from modeling_video_ma2mba.eval.model_index import metadata, model_index
 from modeling_video_ma2mba.eval.parsers import LETTERS
-from modeling_video_ma2mba.eval.report import draw, markdown
+from modeling_video_ma2mba.eval.report import draw, frames_text, markdown
 from modeling_video_ma2mba.eval.results import read_result
 from modeling_video_ma2mba.eval.run import read_questions
 from modeling_video_ma2mba.eval.samples import Output
@@ -401,6 +401,29 @@ def test_names_from_data_do_not_break_the_report(run):
     row = result["tasks"]["video-mme"]["samples"][0]
     row["error"], row["id"] = "a\n| b | \x1b[31m", "x"
     assert "a?| b | ?[31m" in markdown(result)
+
+
+def test_a_run_of_errors_alone_says_so(run):
+    result = json.loads((run[0] / "results.json").read_text())
+    task = result["tasks"]["video-mme"]
+    nothing = {"official": None, "strict": None}
+    task["summary"] |= {"errors": 9, "metrics": {"accuracy": nothing}, "groups": {}}
+    assert "No score: every question was an error." in markdown(result)
+    with pytest.raises(ValueError, match="no score by an official rule: look for errors"):
+        model_index(result, "mine")
+    task["summary"]["errors"] = 0
+    assert "No score without a judge." in markdown(result)
+
+
+def test_one_frame_is_singular():
+    ways = [(None, 1.0), (None, 0.5), (1, None), (8, None)]
+    said_as = [frames_text({"num_frames": frames, "fps": fps}) for frames, fps in ways]
+    assert said_as == ["1 frame a second", "0.5 frames a second", "1 frame", "8 frames"]
+
+
+def test_the_folder_of_several_runs_is_none_of_one(tmp_path):
+    with pytest.raises(ValueError, match="give the folder of one run, such as"):
+        read_result(tmp_path)
 
 
 def test_the_commands_of_the_readme_are_understood():
