@@ -73,11 +73,25 @@ def _parser() -> argparse.ArgumentParser:
     page.set_defaults(run=_page)
 
     convert = commands.add_parser(
-        "convert", help="make a model from a Mamba-2 folder, with --vision a Video-Ma²mba ready for training"
+        "convert",
+        help="make a model from the authors' checkpoint, or from Mamba-2 and a vision tower; or the way back",
+        description="--checkpoint: the authors' llava_mamba folder becomes one of this package, or with --to one of "
+        "this package becomes theirs. --mamba: a Mamba-2 folder, with --vision a Video-Ma²mba ready for training.",
     )
-    convert.add_argument("--mamba", required=True, help="folder of a Mamba-2 model (either layout)")
+    convert_from = convert.add_mutually_exclusive_group(required=True)
+    convert_from.add_argument("--mamba", help="folder of a Mamba-2 model (either layout)")
+    convert_from.add_argument("--checkpoint", help="folder of a whole model: llava_mamba, or with --to one of ours")
+    convert.add_argument(
+        "--to",
+        choices=("video-ma2mba", "llava-mamba", "state-spaces"),
+        default="video-ma2mba",
+        help="layout that --checkpoint is written in (default: %(default)s)",
+    )
+    convert.add_argument(
+        "--parity", action="store_true", help="compare every module with the original; loads the model in float32"
+    )
     convert.add_argument("--vision", help="folder of a CLIP, SigLIP or VideoMamba model")
-    convert.add_argument("--tokenizer", help="folder of the tokenizer (default: the Mamba-2 folder)")
+    convert.add_argument("--tokenizer", help="folder of the tokenizer (default: the folder that is converted)")
     convert.add_argument("--output", required=True, help="folder to write, new or empty")
     convert.add_argument(
         "--frame-fit", choices=("crop", "pad", "stretch"), default="crop", help="default: %(default)s"
@@ -232,7 +246,11 @@ def _convert(arguments: argparse.Namespace) -> int:
     import torch
 
     dtype = None if arguments.dtype == "auto" else getattr(torch, arguments.dtype)
-    if arguments.vision is None:
+    if arguments.mamba is not None and (arguments.to != "video-ma2mba" or arguments.parity):
+        raise ValueError("--to and --parity belong to --checkpoint, not to --mamba")
+    if arguments.checkpoint is not None:
+        report = _convert_checkpoint(arguments, output, dtype)
+    elif arguments.vision is None:
         from modeling_video_ma2mba.convert_mamba2 import convert_mamba2
 
         report = convert_mamba2(arguments.mamba, output, dtype=dtype)
@@ -255,6 +273,37 @@ def _convert(arguments: argparse.Namespace) -> int:
         print(f"new: {name} ({reason})")
     print(f"{len(report['taken'])} tensors taken; wrote {output} and {output / 'conversion_report.json'}")
     return 0
+
+
+def _convert_checkpoint(arguments: argparse.Namespace, output: Path, dtype) -> dict:
+    if arguments.to != "video-ma2mba":
+        if dtype is not None or arguments.parity or arguments.vision or arguments.tokenizer:
+            raise ValueError(f"--to {arguments.to} copies numbers and tokenizer as they are: leave other options out")
+        from modeling_video_ma2mba.convert_back import convert_back
+
+        return convert_back(arguments.checkpoint, output, arguments.to)
+    from modeling_video_ma2mba.convert_llava_mamba import convert_llava_mamba
+
+    report = convert_llava_mamba(
+        arguments.checkpoint,
+        output,
+        vision=arguments.vision,
+        tokenizer=arguments.tokenizer,
+        frame_fit=arguments.frame_fit,
+        dtype=dtype,
+    )
+    for name, value in report["config"]["assumed"].items():
+        print(f"config: {name} is not given, taken as {value!r}")
+    if report["config"]["not_used"]:
+        print(f"config: not used: {', '.join(report['config']['not_used'])}")
+    if arguments.parity:
+        from modeling_video_ma2mba.convert_parity import save_parity
+
+        largest = save_parity(arguments.checkpoint, output)["largest_relative_difference"]
+        print(
+            f"parity: no module differs by more than {largest:.1e} of its largest number ({output}/parity_report.json)"
+        )
+    return report
 
 
 def _plan(arguments: argparse.Namespace) -> int:

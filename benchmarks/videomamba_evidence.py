@@ -9,6 +9,9 @@ Arms, each over the same seeds and clips (`train/motion_clips.py`: one class of 
     shuffled frames         the model, trained and tested on clips whose frames are in random order: 1/2 at best
     wider                   a model of twice the width
     wider, distilled        the same with "both directions" of its seed as teacher
+    finer                   the model with patches of half the side
+    finer, pre-trained      masked pre-training on the same clips without their labels, then the same as "finer"; the
+                            teacher is the vision tower of the shipped model, which has seen single pictures only
 
 It trains with the project's trainer on clips in memory. Accuracy is over held-out clips, with Wilson's interval.
 """
@@ -28,16 +31,23 @@ from result import write_result
 from torch.utils.data import Dataset
 from transformers import set_seed
 
-from modeling_video_ma2mba import VideoMambaForVideoClassification
+from modeling_video_ma2mba import VideoMambaForVideoClassification, VideoMambaModel
 from modeling_video_ma2mba.eval.intervals import wilson_interval
+from modeling_video_ma2mba.shipped_model import SHIPPED, model_folder
 from modeling_video_ma2mba.train.clip_set import ClipCollator, ClipViews
+from modeling_video_ma2mba.train.clip_teacher import load_clip_teacher
+from modeling_video_ma2mba.train.masked_pretraining import VideoMambaForMaskedPretraining
+from modeling_video_ma2mba.train.masked_trainer import MaskedClipCollator, MaskedPretrainingTrainer
 from modeling_video_ma2mba.train.motion_clips import MOTIONS, draw_motion
 from modeling_video_ma2mba.train.recipes import training_arguments
 from modeling_video_ma2mba.train.self_distillation import VideoMambaStudentForVideoClassification, without_teacher
 from modeling_video_ma2mba.train.videomamba_recipes import load_videomamba_recipe, schedule_arguments
 from modeling_video_ma2mba.train.videomamba_trainer import VideoMambaTrainer
 
-ARMS = ("both directions", "one direction", "shuffled frames", "wider", "wider, distilled")
+PRE_TRAINED = "finer, pre-trained"
+ARMS = (
+    "both directions", "one direction", "shuffled frames", "wider", "wider, distilled", "finer", PRE_TRAINED,
+)  # fmt: skip
 FRAMES, SIZE, PATCH, LAYERS, WIDTH = 8, 16, 8, 2, 32
 TEST_CLIPS = 300
 
@@ -66,27 +76,29 @@ def main() -> None:
     parser.add_argument("--clips", type=int, default=1200, help="to train on (default: %(default)s)")
     parser.add_argument("--epochs", type=int, default=6, help="default: %(default)s")
     parser.add_argument("--rate", type=float, default=5e-3, help="learning rate (default: %(default)s)")
+    parser.add_argument("--pretraining-epochs", type=int, default=20, help="default: %(default)s")
     parser.add_argument("--arms", nargs="+", choices=ARMS, default=ARMS, help="default: all")
     options = parser.parse_args()
+    sizes = [
+        "global_batch_size=32",
+        "rate_batch=32",
+        f"image_size={SIZE}",
+        f"frames={FRAMES}",
+        f"size={{hidden_size: {WIDTH}, num_hidden_layers: {LAYERS}, patch_size: {PATCH}}}",
+    ]
     recipe = load_videomamba_recipe(
-        "tiny",
-        overrides=[
-            f"epochs={options.epochs}",
-            f"learning_rate={options.rate}",
-            "global_batch_size=32",
-            "rate_batch=32",
-            f"image_size={SIZE}",
-            f"frames={FRAMES}",
-            f"size={{hidden_size: {WIDTH}, num_hidden_layers: {LAYERS}, patch_size: {PATCH}}}",
-        ],
+        "tiny", overrides=[f"epochs={options.epochs}", f"learning_rate={options.rate}", *sizes]
     )
-    settings = {"recipe": recipe.as_dict(), "train_clips": options.clips, "test_clips": TEST_CLIPS}
+    masked = load_videomamba_recipe("masked-tiny", overrides=[f"epochs={options.pretraining_epochs}", *sizes])
+    settings = {"recipe": recipe.as_dict(), "pretraining": masked.as_dict()}
+    settings |= {"train_clips": options.clips, "test_clips": TEST_CLIPS}
     settings["threads"] = torch.get_num_threads()
     rows = []
     for seed in range(options.seeds):
         teacher = None
         for arm in options.arms:
-            row, model = run_arm(arm, dataclasses.replace(recipe, seed=seed), options.clips, teacher)
+            recipes = [dataclasses.replace(one, seed=seed) for one in (recipe, masked)]
+            row, model = run_arm(arm, *recipes, options.clips, teacher)
             teacher = model if arm == "both directions" else teacher
             rows.append(row)
             print(row, flush=True)
@@ -94,13 +106,20 @@ def main() -> None:
         print(f"wrote {write_result('videomamba_evidence', settings, rows)}", flush=True)
 
 
-def run_arm(arm: str, recipe, count: int, teacher) -> tuple[dict, torch.nn.Module]:
-    """Train and test one arm; return its row and the model."""
+def run_arm(arm: str, recipe, masked, count: int, teacher) -> tuple[dict, torch.nn.Module]:
+    """Train and test one arm; return its row and the model.
+
+    Args:
+        masked: the recipe of pre-training.
+    """
     shuffled, start = arm == "shuffled frames", time.process_time()
     config = recipe.config(len(MOTIONS), list(MOTIONS))
     config.bidirectional = arm != "one direction"
     if "wider" in arm:
         config.hidden_size *= 2
+    if "finer" in arm:
+        config.patch_size //= 2
+    encoder = pretrain(masked, config, count) if arm == PRE_TRAINED else None
     set_seed(recipe.seed)
     if arm == "wider, distilled":
         if teacher is None:
@@ -109,21 +128,10 @@ def run_arm(arm: str, recipe, count: int, teacher) -> tuple[dict, torch.nn.Modul
         teacher = teacher.videomamba
     else:
         model, teacher = VideoMambaForVideoClassification(config), None
-    recipe = recipe.scaled()
-    with TemporaryDirectory() as folder:
-        arguments = training_arguments(
-            recipe, folder, 32, 1, **schedule_arguments(recipe), save_strategy="no", report_to=[], use_cpu=True,
-            logging_strategy="no",
-        )  # fmt: skip
-        trainer = VideoMambaTrainer(
-            model=model,
-            args=arguments,
-            train_dataset=MotionSet(count, 2 * recipe.seed, shuffled),
-            data_collator=ClipCollator(recipe, len(MOTIONS)),
-            recipe=recipe,
-            teacher=teacher,
-        )
-        trainer.train()
+    if encoder is not None:
+        model.videomamba.load_state_dict(encoder.state_dict())
+    recipe, clips = recipe.scaled(), MotionSet(count, 2 * recipe.seed, shuffled)
+    train(VideoMambaTrainer, model, recipe, clips, ClipCollator(recipe, len(MOTIONS)), teacher)
     model = (model if teacher is None else without_teacher(model)).eval()
     test = MotionSet(TEST_CLIPS, 2 * recipe.seed + 1, shuffled)
     with torch.no_grad():
@@ -150,6 +158,35 @@ def run_arm(arm: str, recipe, count: int, teacher) -> tuple[dict, torch.nn.Modul
         "cpu_seconds": round(time.process_time() - start, 1),
     }
     return row, model
+
+
+def pretrain(recipe, config, count: int) -> VideoMambaModel:
+    """Return an encoder that has seen the clips of its seed, masked and without labels."""
+    teacher = load_clip_teacher(model_folder(SHIPPED), config)
+    set_seed(recipe.seed)
+    model, recipe = VideoMambaForMaskedPretraining(config, teacher.width), recipe.scaled()
+    model.freeze_unused()
+    clips = MotionSet(count, 2 * recipe.seed, shuffled=False)
+    train(MaskedPretrainingTrainer, model, recipe, clips, MaskedClipCollator(config.patches_per_frame), teacher)
+    return model.videomamba
+
+
+def train(kind, model, recipe, clips: MotionSet, collator, teacher) -> None:
+    """Train a model in place, by a scaled recipe."""
+    with TemporaryDirectory() as folder:
+        arguments = training_arguments(
+            recipe, folder, 32, 1, **schedule_arguments(recipe), save_strategy="no", report_to=[], use_cpu=True,
+            logging_strategy="no",
+        )  # fmt: skip
+        trainer = kind(
+            model=model,
+            args=arguments,
+            train_dataset=clips,
+            data_collator=collator,
+            recipe=recipe,
+            teacher=teacher,
+        )
+        trainer.train()
 
 
 if __name__ == "__main__":

@@ -23,18 +23,21 @@ from transformers.models.auto.image_processing_auto import AutoImageProcessor
 from transformers.models.auto.video_processing_auto import AutoVideoProcessor
 from transformers.pipelines import PIPELINE_REGISTRY
 
-from .configuration_video_ma2mba import Ma2mbaConfig, VideoMa2mbaConfig
+from .configuration_video_ma2mba import LlavaMambaConfig, Ma2mbaConfig, VideoMa2mbaConfig
 from .configuration_videomamba import VideoMambaConfig
+from .configuration_videomamba_multimodal import VideoMambaMultiModalConfig
 from .generation_video_ma2mba import RepetitionStop
 from .live_frames import LiveFrames
 from .modeling_ma2mba import Ma2mbaForCausalLM, Ma2mbaModel
 from .modeling_video_ma2mba import VideoMa2mbaForConditionalGeneration, VideoMa2mbaModel
 from .modeling_videomamba import VideoMambaForImageClassification, VideoMambaForVideoClassification, VideoMambaModel
+from .modeling_videomamba_multimodal import VideoMambaMultiModalModel
 from .pipeline_video_qa import VideoQAPipeline
 from .processing.image_processing_video_ma2mba import VideoMa2mbaImageProcessor
 from .processing.image_processing_videomamba import VideoMambaImageProcessor
 from .processing.processing_video_ma2mba import VideoMa2mbaProcessor
 from .processing.processing_videomamba import VideoMambaProcessor
+from .processing.processing_videomamba_multimodal import VideoMambaMultiModalProcessor
 from .processing.video_processing_videomamba import VideoMambaVideoProcessor
 from .shipped_model import SHIPPED, is_shipped, model_folder
 from .state import RecurrentState
@@ -44,6 +47,7 @@ __version__ = "0.1.0"
 
 AutoConfig.register("ma2mba", Ma2mbaConfig, exist_ok=True)
 AutoConfig.register("video_ma2mba", VideoMa2mbaConfig, exist_ok=True)
+AutoConfig.register("llava_mamba", LlavaMambaConfig, exist_ok=True)
 AutoModel.register(Ma2mbaConfig, Ma2mbaModel, exist_ok=True)
 AutoModel.register(VideoMa2mbaConfig, VideoMa2mbaModel, exist_ok=True)
 AutoModelForCausalLM.register(Ma2mbaConfig, Ma2mbaForCausalLM, exist_ok=True)
@@ -60,6 +64,9 @@ AutoModelForVideoClassification.register(VideoMambaConfig, VideoMambaForVideoCla
 AutoImageProcessor.register(VideoMambaConfig, image_processor_classes={"pil": VideoMambaImageProcessor}, exist_ok=True)
 AutoVideoProcessor.register(VideoMambaConfig, VideoMambaVideoProcessor, exist_ok=True)
 AutoProcessor.register(VideoMambaConfig, VideoMambaProcessor, exist_ok=True)
+AutoConfig.register("videomamba_multimodal", VideoMambaMultiModalConfig, exist_ok=True)
+AutoModel.register(VideoMambaMultiModalConfig, VideoMambaMultiModalModel, exist_ok=True)
+AutoProcessor.register(VideoMambaMultiModalConfig, VideoMambaMultiModalProcessor, exist_ok=True)
 PIPELINE_REGISTRY.register_pipeline(
     "video-qa",
     pipeline_class=VideoQAPipeline,
@@ -81,6 +88,9 @@ VideoMambaForVideoClassification.register_for_auto_class("AutoModelForVideoClass
 VideoMambaImageProcessor.register_for_auto_class("AutoImageProcessor")
 VideoMambaVideoProcessor.register_for_auto_class("AutoVideoProcessor")
 VideoMambaProcessor.register_for_auto_class("AutoProcessor")
+VideoMambaMultiModalConfig.register_for_auto_class()
+VideoMambaMultiModalModel.register_for_auto_class("AutoModel")
+VideoMambaMultiModalProcessor.register_for_auto_class("AutoProcessor")
 
 __all__ = [
     "LiveFrames",
@@ -99,6 +109,9 @@ __all__ = [
     "VideoMambaForVideoClassification",
     "VideoMambaImageProcessor",
     "VideoMambaModel",
+    "VideoMambaMultiModalConfig",
+    "VideoMambaMultiModalModel",
+    "VideoMambaMultiModalProcessor",
     "VideoMambaProcessor",
     "VideoMambaVideoProcessor",
     "VideoMemory",

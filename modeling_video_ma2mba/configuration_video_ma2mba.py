@@ -4,7 +4,7 @@ They hold numbers only; nothing here builds a module.
 """
 
 import math
-from typing import Any
+from typing import Any, NoReturn
 
 from huggingface_hub.dataclasses import strict
 from transformers import CLIPVisionConfig, Mamba2Config, PreTrainedConfig, SiglipVisionConfig
@@ -37,6 +37,9 @@ _CLIP_L_336 = {
     "image_size": 336,
     "projection_dim": 768,
 }
+
+# What the authors' own checkpoints call themselves; this package converts them.
+ORIGINAL_MODEL_TYPE = "llava_mamba"
 
 
 def _choose(presets: dict[str, Any], name: str) -> Any:
@@ -244,6 +247,13 @@ class VideoMa2mbaConfig(PreTrainedConfig):
         if self.projector_hidden_act not in ACT2FN:
             raise ValueError(f"projector_hidden_act={self.projector_hidden_act!r} is no activation of transformers")
 
+    @classmethod
+    def get_config_dict(cls, pretrained_model_name_or_path, **kwargs):
+        config_dict, kwargs = super().get_config_dict(pretrained_model_name_or_path, **kwargs)
+        if config_dict.get("model_type") == ORIGINAL_MODEL_TYPE:
+            refuse_original(str(pretrained_model_name_or_path))
+        return config_dict, kwargs
+
     @property
     def feature_layers_run(self) -> int:
         """Number of the tower's layers that run: those up to `vision_feature_layer`."""
@@ -264,6 +274,24 @@ class VideoMa2mbaConfig(PreTrainedConfig):
     def tokens_per_frame(self) -> int:
         """Visual tokens of one frame or image: 144 for CLIP-L/336 pooled 2 x 2 (paper, section 3.4)."""
         return self.pooled_grid**2
+
+
+def refuse_original(folder: str) -> NoReturn:
+    """Say how the authors' checkpoint becomes one that loads."""
+    raise ValueError(
+        f"{folder} is a checkpoint in the authors' layout ({ORIGINAL_MODEL_TYPE}): convert it first, with "
+        f"`video-ma2mba convert --checkpoint {folder} --output OURS`, and load OURS"
+    )
+
+
+class LlavaMambaConfig(PreTrainedConfig):
+    """Registered for `model_type: llava_mamba`, so that Auto classes say what to do with the authors' checkpoints."""
+
+    model_type = ORIGINAL_MODEL_TYPE
+
+    @classmethod
+    def from_dict(cls, config_dict, **kwargs):
+        refuse_original(config_dict.get("_name_or_path") or "FOLDER")
 
 
 def _choose_vision_config(model_type: str) -> type[PreTrainedConfig]:

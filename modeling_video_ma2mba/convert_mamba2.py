@@ -4,12 +4,14 @@ video-ma2mba convert --mamba mamba2-370m --output ma2mba-370m
 """
 
 import json
+import re
 from pathlib import Path
 from typing import Any
 
 import torch
+from huggingface_hub.errors import StrictDataclassError
 
-from .checkpoint_files import ConversionError, KeyLedger, read_json, read_tensors
+from .checkpoint_files import ConversionError, KeyLedger, TensorFiles, read_json, read_tensors
 from .configuration_video_ma2mba import Ma2mbaConfig
 from .modeling_ma2mba import Ma2mbaForCausalLM
 
@@ -30,10 +32,16 @@ _SSM_FIELDS = {
 }
 # Settings that this model has in one form only.
 _FIXED = {"layer": "Mamba2", "rmsnorm": True, "norm_before_gate": False, "D_has_hdim": False, "use_mem_eff_path": None}
-_FLAT_FIELDS = {
+FLAT_FIELDS = {
     "d_model", "n_layer", "vocab_size", "ssm_cfg", "rms_norm", "residual_in_fp32", "fused_add_norm",
     "pad_vocab_size_multiple", "tie_embeddings", "d_intermediate", "attn_layer_idx", "attn_cfg",
 }  # fmt: skip
+
+
+# In state-spaces' files and in transformers'.
+EMBEDDING_NAMES = ("backbone.embedding.weight", "backbone.embeddings.weight")
+# No size in a config is larger; a hostile one would overflow before it is compared with the tensors.
+_LARGEST = 1 << 16
 
 
 def read_mamba2_config(folder: str | Path, vocab_size: int) -> Ma2mbaConfig:
@@ -47,19 +55,27 @@ def read_mamba2_config(folder: str | Path, vocab_size: int) -> Ma2mbaConfig:
     if "model_type" in fields:
         if fields["model_type"] not in ("mamba2", Ma2mbaConfig.model_type):
             raise ConversionError(f"{folder} holds a {fields['model_type']!r} model, expected 'mamba2'")
-        config = Ma2mbaConfig.from_pretrained(folder)
-        config.vocab_size = vocab_size
+        try:
+            config = Ma2mbaConfig.from_pretrained(folder)
+            config.vocab_size = vocab_size
+        except (StrictDataclassError, ValueError, TypeError, AttributeError, OverflowError) as error:
+            raise ConversionError(f"{folder}/config.json: {error}") from error
         return config
-    return _from_flat_config(folder, fields, vocab_size)
+    return from_flat_config(folder, fields, vocab_size)
 
 
-def _from_flat_config(folder: Path, fields: dict[str, Any], vocab_size: int) -> Ma2mbaConfig:
-    if unknown := sorted(fields.keys() - _FLAT_FIELDS):
+def from_flat_config(folder: Path, fields: dict[str, Any], vocab_size: int) -> Ma2mbaConfig:
+    """Return the config that state-spaces' flat fields mean; arguments as of `read_mamba2_config`."""
+    if unknown := sorted(fields.keys() - FLAT_FIELDS):
         raise ConversionError(f"{folder}/config.json has unknown fields {unknown}; is it a Mamba-2 config?")
     for name in ("d_model", "n_layer"):
-        if not isinstance(fields.get(name), int):
-            raise ConversionError(f"{folder}/config.json: {name} is {fields.get(name)!r}, expected a whole number")
-    ssm = dict(fields.get("ssm_cfg") or {})
+        if type(fields.get(name)) is not int or not 0 < fields[name] <= _LARGEST:
+            raise ConversionError(
+                f"{folder}/config.json: {name} is {fields.get(name)!r:.80}, expected a whole number up to {_LARGEST}"
+            )
+    ssm = fields.get("ssm_cfg") or {}
+    if not isinstance(ssm, dict):
+        raise ConversionError(f"{folder}/config.json: ssm_cfg is a {type(ssm).__name__}, expected an object")
     if ssm.get("layer", "Mamba1") != "Mamba2":
         raise ConversionError(f"{folder} is a {ssm.get('layer', 'Mamba1')} model; only Mamba-2 can be converted")
     if fields.get("attn_layer_idx") or fields.get("d_intermediate") or not fields.get("rms_norm", True):
@@ -71,31 +87,63 @@ def _from_flat_config(folder: Path, fields: dict[str, Any], vocab_size: int) -> 
             )
         if name not in _FIXED and name not in _SSM_FIELDS:
             raise ConversionError(f"{folder}/config.json: unknown ssm_cfg.{name}={value!r}")
+        is_size = name in _SSM_FIELDS and type(_SSM_FIELDS[name][1]) is int
+        if is_size and (type(value) is not int or not 0 < value <= _LARGEST):
+            raise ConversionError(
+                f"{folder}/config.json: ssm_cfg.{name}={value!r:.80}, expected a whole number up to {_LARGEST}"
+            )
     config = {ours: ssm.get(theirs, default) for theirs, (ours, default) in _SSM_FIELDS.items()}
     inner = fields["d_model"] * config["expand"]
-    return Ma2mbaConfig(
-        hidden_size=fields["d_model"],
-        num_hidden_layers=fields["n_layer"],
-        num_heads=inner // config["head_dim"],
-        vocab_size=vocab_size,
-        residual_in_fp32=fields.get("residual_in_fp32", True),
-        tie_word_embeddings=fields.get("tie_embeddings", True),
-        pad_token_id=0,  # GPT-NeoX: token 0 is <|endoftext|>
-        bos_token_id=0,
-        eos_token_id=0,
-        **config,
-    )
+    try:
+        return Ma2mbaConfig(
+            hidden_size=fields["d_model"],
+            num_hidden_layers=fields["n_layer"],
+            num_heads=inner // config["head_dim"],
+            vocab_size=vocab_size,
+            residual_in_fp32=fields.get("residual_in_fp32", True),
+            tie_word_embeddings=fields.get("tie_embeddings", True),
+            pad_token_id=0,  # GPT-NeoX: token 0 is <|endoftext|>
+            bos_token_id=0,
+            eos_token_id=0,
+            **config,
+        )
+    except (StrictDataclassError, ValueError, TypeError, OverflowError) as error:
+        raise ConversionError(f"{folder}/config.json: {error}") from error
+
+
+def flat_config(config: Ma2mbaConfig) -> dict[str, Any]:
+    """Return the config in state-spaces' flat form, the inverse of `from_flat_config`."""
+    if config.layer_norm_epsilon != 1e-5:
+        raise ConversionError(f"layer_norm_epsilon={config.layer_norm_epsilon}: the original layout knows 1e-5 only")
+    ssm: dict[str, Any] = {"layer": "Mamba2"}
+    for theirs, (ours, default) in _SSM_FIELDS.items():
+        value = getattr(config, ours)
+        if ours == "time_step_limit":
+            value = tuple(value)
+        if value != default:
+            ssm[theirs] = value
+    return {
+        "d_model": config.hidden_size,
+        "d_intermediate": 0,
+        "n_layer": config.num_hidden_layers,
+        "vocab_size": config.vocab_size,
+        "ssm_cfg": ssm,
+        "attn_layer_idx": [],
+        "attn_cfg": {},
+        "rms_norm": True,
+        "residual_in_fp32": config.residual_in_fp32,
+        "fused_add_norm": True,
+        "pad_vocab_size_multiple": 1,  # the rows are counted as they are
+        "tie_embeddings": config.tie_word_embeddings,
+    }
 
 
 def take_mamba2(
     ledger: KeyLedger, tensors: dict[str, torch.Tensor], tied: bool, backbone: str, folder: str | Path
 ) -> None:
     """Enter a Mamba-2 checkpoint into a ledger, its stack under the prefix `backbone`."""
-    embedding = embedding_of(tensors, folder)
     for key, tensor in tensors.items():
         if key == "lm_head.weight" and tied:
-            if not torch.equal(tensor, embedding):
-                raise ConversionError(f"{folder}: lm_head.weight differs from the embedding although they are tied")
             ledger.leave_out(key, "tied to the embedding")
         elif key == "lm_head.weight":
             ledger.take(key, key, tensor)
@@ -103,15 +151,42 @@ def take_mamba2(
             name = key.removeprefix("backbone.").replace("embedding.weight", "embeddings.weight", 1)
             ledger.take(key, f"{backbone}.{name}", tensor)
         else:
-            raise ConversionError(f"{folder} holds {key}, which is no part of Mamba-2")
+            ledger.refuse(f"{folder} holds {key}, which is no part of Mamba-2")
 
 
-def embedding_of(tensors: dict[str, torch.Tensor], folder: str | Path) -> torch.Tensor:
-    """Return the embedding of a Mamba-2 checkpoint, (V, D)."""
-    for name in ("backbone.embedding.weight", "backbone.embeddings.weight"):
-        if name in tensors:
-            return tensors[name]
-    raise ConversionError(f"{folder} has no backbone.embedding(s).weight: not a Mamba-2 language model")
+def embedding_name(files: TensorFiles) -> str:
+    """Return the name of a Mamba-2 checkpoint's embedding, (V, D)."""
+    for name in EMBEDDING_NAMES:
+        if name in files.meta and files.meta[name].ndim == 2 and files.meta[name].is_floating_point():
+            return name
+    raise ConversionError(f"{files.folder} has no backbone.embedding(s).weight: not a Mamba-2 language model")
+
+
+def check_language_model(files: TensorFiles, config: Ma2mbaConfig) -> None:
+    """Compare config and file before a model is built: sizes, width, layers, and the head where it is tied."""
+    for field in (
+        "hidden_size",
+        "num_hidden_layers",
+        "num_heads",
+        "head_dim",
+        "state_size",
+        "conv_kernel",
+        "n_groups",
+    ):
+        if getattr(config, field) > _LARGEST:
+            raise ConversionError(f"{files.folder}/config.json: {field}={getattr(config, field)} is over {_LARGEST}")
+    embedding = files.meta[name := embedding_name(files)]
+    if embedding.shape[1] != config.hidden_size:
+        raise ConversionError(f"{files.folder}: {name} has width {embedding.shape[1]}, d_model={config.hidden_size}")
+    found = {int(number[1]) for key in files if (number := re.match(r"backbone\.layers\.(\d{1,6})\.", key))}
+    if missing := config.num_hidden_layers - len(found & set(range(config.num_hidden_layers))):
+        raise ConversionError(
+            f"{files.folder}: tensors are missing: {missing} of {config.num_hidden_layers} layers have none"
+        )
+    if config.tie_word_embeddings and "lm_head.weight" in files.meta:
+        if not torch.equal(files.read("lm_head.weight"), files.read(name)):
+            raise ConversionError(f"{files.folder}: lm_head.weight differs from the embedding although they are tied")
+        files.close()
 
 
 def expected_shapes(model: torch.nn.Module) -> dict[str, torch.Size]:
@@ -129,8 +204,13 @@ def load_and_save(model: torch.nn.Module, ledger: KeyLedger, output: str | Path,
     model.config.dtype = dtype
     output = Path(output)
     model.save_pretrained(output)
-    (output / "conversion_report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
+    write_report(report, output)
     return report
+
+
+def write_report(report: dict, output: str | Path) -> None:
+    """Write the report of a conversion beside the weights."""
+    (Path(output) / "conversion_report.json").write_text(json.dumps(report, indent=1) + "\n", encoding="utf-8")
 
 
 def convert_mamba2(source: str | Path, output: str | Path, dtype: torch.dtype | None = None) -> dict:
@@ -142,9 +222,11 @@ def convert_mamba2(source: str | Path, output: str | Path, dtype: torch.dtype | 
     Raises:
         ConversionError: an unknown field or key, a wrong shape, a missing tensor.
     """
-    tensors = read_tensors(source)
-    embedding = embedding_of(tensors, source)
+    files = TensorFiles(source)
+    embedding = files.meta[embedding_name(files)]
     config = read_mamba2_config(source, embedding.shape[0])
+    check_language_model(files, config)
+    tensors = read_tensors(source)
     with torch.device("meta"):
         model = Ma2mbaForCausalLM(config)
     ledger = KeyLedger(expected_shapes(model))

@@ -6,11 +6,19 @@ video-ma2mba convert --mamba mamba2-370m --vision clip-vit-large-patch14-336 --t
 from pathlib import Path
 
 import torch
-from transformers import AutoTokenizer
+from transformers import AutoTokenizer, PreTrainedConfig
 
-from .checkpoint_files import ConversionError, KeyLedger, read_json, read_tensors
-from .configuration_video_ma2mba import VideoMa2mbaConfig
-from .convert_mamba2 import embedding_of, expected_shapes, load_and_save, read_mamba2_config, take_mamba2
+from .checkpoint_files import ConversionError, KeyLedger, TensorFiles, read_json, read_tensors
+from .configuration_video_ma2mba import Ma2mbaConfig, VideoMa2mbaConfig
+from .convert_mamba2 import (
+    EMBEDDING_NAMES,
+    check_language_model,
+    embedding_name,
+    expected_shapes,
+    load_and_save,
+    read_mamba2_config,
+    take_mamba2,
+)
 from .modeling_video_ma2mba import VideoMa2mbaForConditionalGeneration, VideoMa2mbaProjector
 
 VISUAL_TOKENS = ("<image>", "<video>")
@@ -45,17 +53,16 @@ def convert_video_ma2mba(
     Raises:
         ConversionError: an unknown field or key, a wrong shape, a missing tensor or tokenizer.
     """
-    language_tensors = read_tensors(mamba)
-    embedding = embedding_of(language_tensors, mamba)
-    text_tokenizer = _tokenizer(tokenizer or mamba)
-    token_ids = text_tokenizer.convert_tokens_to_ids(list(VISUAL_TOKENS))
+    files = TensorFiles(mamba)
+    embedding = files.meta[embedding_name(files)]
+    text_tokenizer = read_tokenizer(tokenizer or mamba)
     text_config = read_mamba2_config(mamba, embedding.shape[0])
-    # Checkpoints have spare rows (50,288 for 50,277 tokens); more are added only where these do not suffice.
-    rows = max(embedding.shape[0], -(-(max(token_ids) + 1) // 16) * 16)
-    text_config.vocab_size = rows
-    text_config.eos_token_id = text_config.bos_token_id = text_config.pad_token_id = text_tokenizer.eos_token_id
+    check_language_model(files, text_config)
+    token_ids = fit_vocabulary(text_config, text_tokenizer)
+    rows = text_config.vocab_size
+    language_tensors = read_tensors(mamba)
 
-    vision_config, preprocessing = _vision_config(Path(vision))
+    vision_config, preprocessing = read_vision_config(Path(vision))
     config = VideoMa2mbaConfig(
         vision_config=vision_config,
         text_config=text_config,
@@ -72,13 +79,27 @@ def convert_video_ma2mba(
     _take_vision(ledger, read_tensors(vision), vision)
     _add_projector(ledger, config, embedding.dtype, seed)
     report = load_and_save(model, ledger, output, dtype or embedding.dtype)
-    _processor(config, text_tokenizer, frame_fit).save_pretrained(output)
+    make_processor(config, text_tokenizer, frame_fit).save_pretrained(output)
     return report
 
 
-def _tokenizer(folder: str | Path):
+def fit_vocabulary(text_config: Ma2mbaConfig, tokenizer) -> list[int]:
+    """Make a config with the checkpoint's rows fit a tokenizer; return the ids of `VISUAL_TOKENS`."""
+    token_ids = tokenizer.convert_tokens_to_ids(list(VISUAL_TOKENS))
+    # Checkpoints have spare rows (50,288 for 50,277 tokens); more are added only where these do not suffice.
+    text_config.vocab_size = max(text_config.vocab_size, -(-(max(token_ids) + 1) // 16) * 16)
+    text_config.eos_token_id = text_config.bos_token_id = text_config.pad_token_id = tokenizer.eos_token_id
+    return token_ids
+
+
+def read_tokenizer(folder: str | Path, config: PreTrainedConfig | None = None):
+    """Return a folder's tokenizer with an end token, a padding token and `VISUAL_TOKENS`.
+
+    Args:
+        config: in place of the folder's `config.json`, where that is not one of transformers.
+    """
     try:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
+        tokenizer = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)
     except (OSError, ValueError) as error:
         raise ConversionError(
             f"{folder} has no tokenizer: give one with --tokenizer (Mamba-2 uses GPT-NeoX's)"
@@ -91,16 +112,22 @@ def _tokenizer(folder: str | Path):
     return tokenizer
 
 
-def _vision_config(folder: Path) -> tuple[dict, dict]:
+def read_vision_config(folder: Path) -> tuple[dict, dict]:
     """Return the fields of `vision_config`, and of the folder's preprocessing if it has any."""
     fields = read_json(folder / "config.json")
-    model_type = fields.get("model_type")
+    model_type = str(fields.get("model_type"))
     if model_type in _WHOLE_MODELS:
         fields, model_type = fields.get("vision_config") or {}, _WHOLE_MODELS[model_type]
     if model_type not in _TOWERS:
         raise ConversionError(f"{folder} holds a {model_type!r} model; the tower must be CLIP, SigLIP or VideoMamba")
     if model_type == "videomamba":
         fields = {name: value for name, value in fields.items() if name not in _NOT_THE_TOWERS}
+    if not isinstance(fields, dict):
+        raise ConversionError(f"{folder}/config.json: vision_config is a {type(fields).__name__}, expected an object")
+    for name, value in fields.items():
+        largest = 1000 if name == "num_hidden_layers" else 1 << 16
+        if isinstance(value, int) and not -largest <= value <= largest:
+            raise ConversionError(f"{folder}/config.json: {name}={value!r:.80} is over {largest}")
     path = folder / "preprocessor_config.json"
     return {**fields, "model_type": model_type}, read_json(path) if path.is_file() else {}
 
@@ -117,12 +144,12 @@ def _take_vision(ledger: KeyLedger, tensors: dict[str, torch.Tensor], folder: st
         elif f"model.vision_tower.{name}" in ledger.expected:
             ledger.take(key, f"model.vision_tower.{name}", tensor)
         else:
-            raise ConversionError(f"{folder} holds {key}, which is no part of this tower")
+            ledger.refuse(f"{folder} holds {key}, which is no part of this tower")
 
 
 def _add_rows(tensors: dict[str, torch.Tensor], rows: int) -> None:
     """Extend embedding and head to `rows` with their mean row: placeholders are never read or generated as words."""
-    for name in ("backbone.embedding.weight", "backbone.embeddings.weight", "lm_head.weight"):
+    for name in (*EMBEDDING_NAMES, "lm_head.weight"):
         if name in tensors:
             old = tensors[name]
             mean = old.float().mean(0, keepdim=True).to(old.dtype)
@@ -141,12 +168,17 @@ def _add_projector(ledger: KeyLedger, config: VideoMa2mbaConfig, dtype: torch.dt
         )
 
 
-def _processor(config: VideoMa2mbaConfig, tokenizer, frame_fit: str):
+def make_processor(config: VideoMa2mbaConfig, tokenizer, frame_fit: str, system: str | None = None):
+    """Return the processor of a converted model; `system` takes the place of the paper's system message."""
     # Only here does this folder need its sibling; files that go to the Hub do not.
+    from .processing.chat_template import CHAT_TEMPLATE
     from .processing.image_processing_video_ma2mba import VideoMa2mbaImageProcessor
     from .processing.processing_video_ma2mba import VideoMa2mbaProcessor
 
     image_processor = VideoMa2mbaImageProcessor(
         size=config.vision_config.image_size, frame_fit=frame_fit, image_mean=config.image_mean
     )
-    return VideoMa2mbaProcessor(image_processor, tokenizer, tokens_per_frame=config.tokens_per_frame)
+    template = None if system is None else CHAT_TEMPLATE.replace("You are a helpful assistant.", system)
+    return VideoMa2mbaProcessor(
+        image_processor, tokenizer, tokens_per_frame=config.tokens_per_frame, chat_template=template
+    )

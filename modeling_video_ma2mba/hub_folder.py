@@ -25,6 +25,11 @@ _AUTO_MAPS = {
         "AutoProcessor": "processing_videomamba.VideoMambaProcessor",
         "AutoVideoProcessor": "video_processing_videomamba.VideoMambaVideoProcessor",
     },
+    "videomamba_multimodal": {
+        "AutoConfig": "configuration_videomamba_multimodal.VideoMambaMultiModalConfig",
+        "AutoModel": "modeling_videomamba_multimodal.VideoMambaMultiModalModel",
+        "AutoProcessor": "processing_videomamba_multimodal.VideoMambaMultiModalProcessor",
+    },
 }
 _CUSTOM_PIPELINES = {
     "video_ma2mba": {

@@ -3,7 +3,7 @@
 from pathlib import Path
 
 import torch
-from transformers import AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
 from transformers.utils import logging
 
 from modeling_video_ma2mba.shipped_model import model_folder
@@ -39,6 +39,7 @@ def load_model(
     if dtype == "auto":
         dtype = "bfloat16" if device.startswith("cuda") else "float32"
     logging.disable_progress_bar()
+    AutoConfig.from_pretrained(model_path)  # refuses the authors' layout with the command that converts it
     processor = AutoProcessor.from_pretrained(model_path)
     model = auto_class.from_pretrained(model_path, dtype=getattr(torch, dtype)).to(device).eval()
     return model, processor

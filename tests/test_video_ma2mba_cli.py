@@ -78,7 +78,8 @@ def test_commands_and_options_are_frozen():
             "--allow-damaged", "--device", "--dtype", "--fps", "--help", "--model", "--output", "-o", "file",
         ],
         "convert": [
-            "--dtype", "--frame-fit", "--help", "--mamba", "--output", "--seed", "--tokenizer", "--vision",
+            "--checkpoint", "--dtype", "--frame-fit", "--help", "--mamba", "--output", "--parity", "--seed", "--to",
+            "--tokenizer", "--vision",
         ],
         "plan": [
             "--batch", "--budget", "--device", "--dtype", "--fps", "--frozen-vision", "--help", "--host-budget",

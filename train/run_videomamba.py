@@ -1,4 +1,4 @@
-"""Training of a VideoMamba classifier from the command line: `train/videomamba.py` calls `main`.
+"""Training of VideoMamba from the command line, of a classifier or masked: `train/videomamba.py` calls `main`.
 
     accelerate launch train/videomamba.py --recipe k400-m --override frames=16 --output runs/k400-m \\
         --init-from videomamba_m16_in1k_res224.pth \\
@@ -6,6 +6,13 @@
 
 A run that was stopped goes on from its newest complete checkpoint when it is started again with the same `--output`.
 With `--val` the epoch with the best one-view result is kept, as published; `--test` looks at all views.
+
+Recipes with a mask learn from clips alone and from the CLIP model in `--teacher`; what they leave in `--output` is
+what `--init-from` of a classifier takes:
+
+    accelerate launch train/videomamba.py --recipe masked-k400-m --teacher clip-vit-base-patch16 \\
+        --data train.csv,k400/train --output runs/masked
+    accelerate launch train/videomamba.py --recipe k400-m-masked --init-from runs/masked --output runs/k400-m ...
 """
 
 import argparse
@@ -27,10 +34,16 @@ from modeling_video_ma2mba.modeling_videomamba import (
 )
 from modeling_video_ma2mba.processing.image_processing_videomamba import VideoMambaImageProcessor
 from modeling_video_ma2mba.processing.processing_videomamba import VideoMambaProcessor
+from modeling_video_ma2mba.shipped_model import SHIPPED, model_folder
 from modeling_video_ma2mba.train.augmentation import ClipAugmentation, require_extra
 from modeling_video_ma2mba.train.checkpoints import last_complete_checkpoint, read_state
+from modeling_video_ma2mba.train.clip_masks import masked_units
 from modeling_video_ma2mba.train.clip_set import ClipCollator, ClipTrainingSet, ClipValidationSet
+from modeling_video_ma2mba.train.clip_teacher import ClipTeacher, load_clip_teacher
 from modeling_video_ma2mba.train.data_report import DataReport
+from modeling_video_ma2mba.train.masked_pretraining import VideoMambaForMaskedPretraining
+from modeling_video_ma2mba.train.masked_trainer import MaskedClipCollator, MaskedPretrainingTrainer
+from modeling_video_ma2mba.train.multi_scale_crop import MultiScaleCrop
 from modeling_video_ma2mba.train.multi_view import test_clips
 from modeling_video_ma2mba.train.read_clips import CLIP_READERS, LabelledClip, read_clip_data
 from modeling_video_ma2mba.train.recipes import training_arguments
@@ -67,7 +80,7 @@ def main(argv: list[str] | None = None) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
-        description="Train a VideoMamba classifier of clips or images.",
+        description="Train a VideoMamba: a classifier of clips or images, or masked pre-training on clips.",
         epilog=f"Readers of data: {', '.join(CLIP_READERS)}. Fields of a recipe: "
         f"{', '.join(videomamba_recipe_fields())}.",
     )
@@ -94,7 +107,11 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--init-from", help="published .pth file or folder of a VideoMamba (default: a new model, from nothing)"
     )
-    parser.add_argument("--teacher", help="folder of a trained, smaller model, for recipes with distillation")
+    parser.add_argument(
+        "--teacher",
+        help="for recipes with distillation: folder of a trained, smaller model; for recipes with a mask: folder of a "
+        f'CLIP model, or of a Video-Ma²mba with a CLIP tower ("{SHIPPED}": the one that comes along)',
+    )
     parser.add_argument("--output", required=True, help="folder for checkpoints, logs and the trained model")
     parser.add_argument("--batch-size", type=int, default=8, help="clips on a device at a time (default: %(default)s)")
     parser.add_argument("--workers", type=int, default=2, help="processes that decode (default: %(default)s)")
@@ -133,7 +150,7 @@ def run(options: argparse.Namespace) -> None:
         if rank == 0:
             report.write(output / "left_out_rows.jsonl")
     clips = parts["data"]
-    classes = count_classes(clips, known)
+    classes = None if recipe.mask else count_classes(clips, known)
     described = [f"{part} {clip!r}" for part, own in parts.items() for clip in own]
     record = manifest(recipe, options, described, len(clips), world_size)
     if any(output.glob("checkpoint-*")):
@@ -165,14 +182,19 @@ def run(options: argparse.Namespace) -> None:
     with arguments.main_process_first(desc="preparing the model"):
         model, teacher = build_model(options, recipe, classes, names, output, rank == 0 and checkpoint is None)
     image_processor = build_processor(recipe)
-    augment = ClipAugmentation(recipe, image_processor, model.config) if recipe.needs_extra else None
+    augment = MultiScaleCrop(recipe) if recipe.crop_sides else None
+    if recipe.needs_extra:
+        augment = ClipAugmentation(recipe, image_processor, model.config)
+    kind = MaskedPretrainingTrainer if recipe.mask else VideoMambaTrainer
     bad_list = output / "left_out_media.jsonl"
-    trainer = VideoMambaTrainer(
+    trainer = kind(
         model=model,
         args=arguments,
         train_dataset=ClipTrainingSet(clips, recipe, image_processor, augment, bad_list),
         eval_dataset=ClipValidationSet(parts["val"], recipe, image_processor, bad_list) if options.val else None,
-        data_collator=ClipCollator(recipe, classes),
+        data_collator=(
+            MaskedClipCollator(model.config.patches_per_frame) if recipe.mask else ClipCollator(recipe, classes)
+        ),
         compute_metrics=squared_error if classes == 1 else top1,
         recipe=scaled,
         teacher=teacher,
@@ -182,9 +204,12 @@ def run(options: argparse.Namespace) -> None:
         trainer._load_from_checkpoint(str(checkpoint if best is None else output / Path(best).name))
     else:
         trainer.train(resume_from_checkpoint=checkpoint)
-    if teacher is not None:
+    if recipe.distillation:
         trainer.model = without_teacher(trainer.accelerator.unwrap_model(trainer.model)).to(arguments.device)
-    trainer.save_model(str(output))
+    if not recipe.mask:
+        trainer.save_model(str(output))
+    elif rank == 0:
+        trainer.accelerator.unwrap_model(trainer.model).save_encoder(output)
     trainer.save_state()
     if rank == 0:  # not the Trainer, which looks for a tokenizer in it
         VideoMambaProcessor(image_processor).save_pretrained(output)
@@ -217,7 +242,9 @@ def check_options(options: argparse.Namespace, recipe: VideoMambaRecipe) -> None
         raise ValueError(
             f"--save-steps {options.save_steps:g}: give a number of steps, 1 or more, or a share of the run above 0"
         )
-    if recipe.distillation != (options.teacher is not None):
+    if recipe.mask:
+        _check_masks(options, recipe)
+    elif recipe.distillation != (options.teacher is not None):
         raise ValueError(
             f"recipe {recipe.name} has distillation={recipe.distillation} and --teacher is {options.teacher}: give a "
             "teacher's folder, or --override distillation=false"
@@ -232,8 +259,28 @@ def check_options(options: argparse.Namespace, recipe: VideoMambaRecipe) -> None
         )
     if options.init_from is not None and not Path(options.init_from).exists():
         raise ValueError(f"--init-from {options.init_from}: no such file or folder")
-    if options.teacher is not None and not Path(options.teacher).is_dir():
+    if options.teacher is not None and not Path(_teacher_folder(options, recipe)).is_dir():
         raise ValueError(f"--teacher {options.teacher}: no such folder")
+
+
+def _check_masks(options: argparse.Namespace, recipe: VideoMambaRecipe) -> None:
+    given = [f"--{name.replace('_', '-')}" for name in ("val", "test", "class_names") if getattr(options, name)]
+    if given:
+        raise ValueError(
+            f"{', '.join(given)}: recipe {recipe.name} learns without classes; give them when its result is "
+            "fine-tuned (--init-from)"
+        )
+    if options.teacher is None:
+        raise ValueError(
+            f"recipe {recipe.name} learns from a CLIP model: give its folder as --teacher, or --teacher {SHIPPED}"
+        )
+    config = recipe.config(None)
+    masked_units(recipe.mask, recipe.mask_ratio, recipe.frames, config.image_size // config.patch_size)
+
+
+def _teacher_folder(options: argparse.Namespace, recipe: VideoMambaRecipe) -> str:
+    """Return the folder of --teacher; only masks can learn from the shipped model."""
+    return model_folder(options.teacher) if recipe.mask else options.teacher
 
 
 def read_class_names(path: str, recipe: VideoMambaRecipe) -> list[str]:
@@ -283,15 +330,16 @@ def build_processor(recipe: VideoMambaRecipe) -> VideoMambaImageProcessor:
 def build_model(
     options: argparse.Namespace,
     recipe: VideoMambaRecipe,
-    classes: int,
+    classes: int | None,
     names: list[str] | None,
     output: Path,
     converts: bool,
-) -> tuple[torch.nn.Module, VideoMambaModel | None]:
+) -> tuple[torch.nn.Module, VideoMambaModel | ClipTeacher | None]:
     """Return the model to train and its teacher.
 
     Args:
-        output: where the converted `--init-from` is put, as `start`. converts: this process does that.
+        classes: of the head; None: there is none. output: where the converted `--init-from` is put, as `start`.
+        converts: this process does that.
 
     Raises:
         ValueError: the checkpoint or the teacher does not fit the recipe.
@@ -322,7 +370,17 @@ def build_model(
                     f"{getattr(wanted, name)}; take the recipe of its size"
                 )
         config.drop_path_rate = recipe.drop_path
-        config = with_labels(config, classes, names)
+        if classes is not None:
+            config = with_labels(config, classes, names)
+    if recipe.mask:
+        teacher = load_clip_teacher(_teacher_folder(options, recipe), config, recipe.aligned_layers)
+        more = (teacher.width, recipe.aligned_layers)
+        if options.init_from is None:
+            model = VideoMambaForMaskedPretraining(config, *more)
+        else:
+            model = VideoMambaForMaskedPretraining.from_pretrained(start, *more, config=config, dtype=torch.float32)
+        model.freeze_unused()
+        return model, teacher
     teacher = None if options.teacher is None else load_teacher(options.teacher, config)
     kinds, more = (VideoMambaForImageClassification, VideoMambaForVideoClassification), ()
     if teacher is not None:
@@ -334,7 +392,7 @@ def build_model(
     return kind.from_pretrained(start, *more, config=config, dtype=torch.float32), teacher
 
 
-def _saving(options: argparse.Namespace, classes: int) -> dict:
+def _saving(options: argparse.Namespace, classes: int | None) -> dict:
     """Return transformers' arguments for checkpoints: every epoch with a validation, the best of which is kept."""
     if not options.val:
         return {"save_steps": options.save_steps, "save_total_limit": 2}

@@ -17,6 +17,7 @@ import yaml
 
 from modeling_video_ma2mba.configuration_videomamba import PRESETS, VideoMambaConfig
 from modeling_video_ma2mba.processing.clip_sampling import SAMPLING_RULES
+from modeling_video_ma2mba.train.clip_masks import MASK_KINDS
 from modeling_video_ma2mba.train.recipes import PRECISIONS, read_overrides
 
 # Whose value is taken where the paper and the public implementation differ.
@@ -24,9 +25,13 @@ VALUES = ("paper", "public")
 _NUMBERS = (
     "learning_rate", "rate_batch", "min_learning_rate", "warmup_learning_rate", "global_batch_size", "epochs",
     "warmup_epochs", "max_steps", "weight_decay", "max_grad_norm", "layer_decay", "drop_path", "mixup", "cutmix",
-    "label_smoothing", "random_erasing", "max_bad_share",
+    "label_smoothing", "random_erasing", "mask_ratio", "max_bad_share",
 )  # fmt: skip
-_WHOLE = ("frames", "image_size", "classes", "repeated_augmentation", "test_clips", "test_crops", "seed")
+_WHOLE = (
+    "frames", "image_size", "classes", "repeated_augmentation", "aligned_layers", "test_clips", "test_crops", "seed",
+)  # fmt: skip
+_OF_LABELS = ("classes", "mixup", "cutmix", "label_smoothing", "distillation")
+_OTHER_CROPS = ("crop_scale", "auto_augment", "random_erasing")
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -52,6 +57,11 @@ class VideoMambaRecipe:
         mixup, cutmix: their alpha, 0.0 is off. label_smoothing, random_erasing: share and chance.
         auto_augment: policy in timm's words, such as "rand-m9-mstd0.5-inc1".
         crop_scale: smallest and largest area of a random crop; None: the processor's crop. flip: mirror half of all.
+        crop_sides: shares of the shorter side, falling, that a crop's width and height are drawn from
+            (`multi_scale_crop.py`, which needs neither timm nor torchvision), in place of `crop_scale`.
+        mask: masked pre-training with one of `clip_masks.MASK_KINDS`, no labels, and a CLIP model as teacher; None: a
+            classifier. mask_ratio: share of the patches that are masked. aligned_layers: how many of the last layers
+            learn the teacher's.
         distillation: learn from a smaller teacher's features too (`self_distillation.py`).
         test_clips, test_crops: views of a video in the test.
         precision: "bf16" (autocast over fp32 weights) or "fp32". checkpointing: `gradient_checkpointing_kwargs`.
@@ -88,6 +98,10 @@ class VideoMambaRecipe:
     auto_augment: str | None = None
     crop_scale: tuple[float, float] | None = None
     flip: bool = False
+    crop_sides: tuple[float, ...] | None = None
+    mask: str | None = None
+    mask_ratio: float | None = None
+    aligned_layers: int | None = None
     distillation: bool = False
     test_clips: int = 1
     test_crops: int = 1
@@ -105,7 +119,7 @@ class VideoMambaRecipe:
                 problems.append(f"{name}={value!r} must be a {'whole ' * (name in _WHOLE)}number")
         self._raise(problems)
         positive = ("image_size", "rate_batch", "global_batch_size", "epochs", "repeated_augmentation", "test_clips")
-        for name in (*positive, "test_crops", "frames", "classes", "max_steps", "layer_decay"):
+        for name in (*positive, "aligned_layers", "test_crops", "frames", "classes", "max_steps", "layer_decay"):
             if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
                 problems.append(f"{name}={getattr(self, name)} must be more than 0")
         if not 0 < self.min_learning_rate <= self.learning_rate or not 0 <= self.warmup_learning_rate:
@@ -126,6 +140,12 @@ class VideoMambaRecipe:
         scale = self.crop_scale
         if scale is not None and (len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1):
             problems.append(f"crop_scale={list(scale)} must be two shares, above 0 and rising to at most 1, or null")
+        sides = self.crop_sides
+        if sides is not None and (not sides or not 1 >= sides[0] or not sides[-1] > 0 or sides != _falling(sides)):
+            problems.append(f"crop_sides={list(sides)} must be shares, falling from at most 1 to above 0, or null")
+        if sides is not None and (others := [name for name in _OTHER_CROPS if getattr(self, name)]):
+            problems.append(f"crop_sides is alone: it goes with none of {', '.join(others)}")
+        problems += [] if self.mask is None else self._problems_of_masks()
         if self.sampling not in SAMPLING_RULES:
             problems.append(f"sampling={self.sampling!r} must be one of {', '.join(SAMPLING_RULES)}")
         if self.precision not in PRECISIONS:
@@ -140,6 +160,20 @@ class VideoMambaRecipe:
             problems.append("an image has one view: test_clips and test_crops must be 1")
         self._raise(problems)
 
+    def _problems_of_masks(self) -> list[str]:
+        problems = []
+        if self.mask not in MASK_KINDS:
+            problems.append(f"mask={self.mask!r} must be one of {', '.join(MASK_KINDS)}, or null")
+        if self.mask_ratio is None or not 0 < self.mask_ratio < 1:
+            problems.append(f"mask_ratio={self.mask_ratio} must be above 0 and below 1")
+        if self.aligned_layers is None:
+            problems.append("aligned_layers must be a number")
+        if self.frames is None:
+            problems.append("masks are for clips: frames must be a number")
+        if given := [name for name in _OF_LABELS if getattr(self, name)]:
+            problems.append(f"masked pre-training has no labels: leave out {', '.join(given)}")
+        return problems
+
     def _raise(self, problems: list[str]) -> None:
         if problems:
             raise ValueError(f"recipe {self.name}: {'; '.join(problems)}")
@@ -152,8 +186,8 @@ class VideoMambaRecipe:
     @property
     def needs_extra(self) -> bool:
         """Whether timm and torchvision are needed."""
-        random = (self.mixup, self.cutmix, self.random_erasing, self.auto_augment, self.crop_scale, self.flip)
-        return any(random)
+        random = (self.mixup, self.cutmix, self.random_erasing, self.auto_augment, self.crop_scale)
+        return any(random) or (self.flip and self.crop_sides is None)
 
     @property
     def rate_scale(self) -> float:
@@ -179,19 +213,24 @@ class VideoMambaRecipe:
             rate_batch=self.global_batch_size * self.views_at_once,
         )
 
-    def config(self, classes: int, names: list[str] | None = None) -> VideoMambaConfig:
+    def config(self, classes: int | None, names: list[str] | None = None) -> VideoMambaConfig:
         """Return the configuration of the model to train.
 
         Args:
-            classes: of the head. names: of the classes.
+            classes: of the head; None: there is none. names: of the classes.
         """
         fields = {"num_frames": self.frames, "image_size": self.image_size, "drop_path_rate": self.drop_path}
         sizes = PRESETS[self.size] if isinstance(self.size, str) else self.size
-        return with_labels(VideoMambaConfig(**{**sizes, **fields}), classes, names)
+        config = VideoMambaConfig(**{**sizes, **fields})
+        return config if classes is None else with_labels(config, classes, names)
 
     def as_dict(self) -> dict:
         """Return plain data, as it is written beside a run's output."""
         return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+
+def _falling(values: tuple) -> tuple:
+    return tuple(sorted(set(values), reverse=True))
 
 
 def with_labels(config: VideoMambaConfig, classes: int, names: list[str] | None) -> VideoMambaConfig:
@@ -234,7 +273,7 @@ def load_videomamba_recipe(name: str, values: str = "paper", overrides: list[str
     if unknown := sorted(set(fields) - set(known)):
         raise ValueError(f"a recipe has no field {', '.join(map(repr, unknown))}; known are {', '.join(known)}")
     fields = {key: _resolved(key, value, values, fields["frames"]) for key, value in fields.items()}
-    for key in ("betas", "crop_scale"):
+    for key in ("betas", "crop_scale", "crop_sides"):
         if isinstance(fields.get(key), list):
             fields[key] = tuple(fields[key])
     try:

@@ -36,6 +36,10 @@ class VideoMambaTrainer(VideoMa2mbaTrainer):
     def count_inputs(self, inputs) -> dict[str, int]:
         return {"clips": len(inputs["labels"]), "frames": count_frames(inputs)}
 
+    def with_teacher(self, inputs: dict) -> dict:
+        """Return a batch with what the teacher makes of it."""
+        return {**inputs, "teacher_features": teacher_features(self.teacher, inputs)}
+
     def _get_train_sampler(self, train_dataset=None):
         data = self.train_dataset if train_dataset is None else train_dataset
         recipe = self.recipe
@@ -45,7 +49,7 @@ class VideoMambaTrainer(VideoMa2mbaTrainer):
     def compute_loss(self, model, inputs, return_outputs=False, num_items_in_batch=None):
         if self.teacher is not None and model.training:
             with self.accelerator.autocast():
-                inputs = {**inputs, "teacher_features": teacher_features(self.teacher, inputs)}
+                inputs = self.with_teacher(inputs)
         return super().compute_loss(model, inputs, return_outputs, num_items_in_batch)
 
 

@@ -24,14 +24,21 @@ def evidence(monkeypatch, tmp_path):
 
 
 def test_every_arm_gives_a_row(evidence, monkeypatch, tmp_path):
-    monkeypatch.setattr(sys, "argv", ["x", "--seeds", "1", "--clips", "32", "--epochs", "2"])
+    monkeypatch.setattr(
+        sys, "argv", ["x", "--seeds", "1", "--clips", "32", "--epochs", "2", "--pretraining-epochs", "2"]
+    )
+    moved = []
+    load = evidence.VideoMambaModel.load_state_dict
+    monkeypatch.setattr(evidence.VideoMambaModel, "load_state_dict", lambda *a: moved.append(load(*a)))
     evidence.main()
+    assert len(moved) == 1  # one arm starts from what was pre-trained
     (path,) = (tmp_path / "results").glob("videomamba_evidence_*.json")
     rows = {row["arm"]: row for row in json.loads(path.read_text())["rows"]}
     assert tuple(rows) == evidence.ARMS and all(row["asked"] == 12 for row in rows.values())
     sizes = {arm: row["parameters"] for arm, row in rows.items()}
     assert sizes["one direction"] < sizes["both directions"] == sizes["shuffled frames"] < sizes["wider"]
     assert sizes["wider"] == sizes["wider, distilled"]  # the projection to the teacher is gone
+    assert sizes["finer"] == sizes["finer, pre-trained"] != sizes["both directions"]
 
 
 def test_the_control_has_the_same_frames_in_another_order(evidence):

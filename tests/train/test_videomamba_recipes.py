@@ -21,7 +21,8 @@ def test_every_recipe_is_whole():
             recipe = load_videomamba_recipe(name, values)
             config = recipe.config(2 if recipe.classes is None else recipe.classes)
             assert config.num_frames == recipe.frames and config.drop_path_rate == recipe.drop_path
-            assert recipe.needs_extra == (name != "tiny")
+            assert recipe.needs_extra == (name != "tiny" and recipe.mask is None)
+            assert (recipe.mask is not None) == name.startswith("masked-")
             assert recipe.scaled().scaled() == recipe.scaled()
 
 
@@ -43,6 +44,9 @@ def test_every_recipe_is_whole():
         ("imagenet-m", "paper", [], {"warmup_epochs": 30, "distillation": True, "drop_path": 0.5}),
         ("imagenet-m", "public", [], {"warmup_epochs": 20, "max_grad_norm": 5.0, "global_batch_size": 2048}),
         ("imagenet448-ti", "public", [], {"weight_decay": 1e-8, "drop_path": 0.0, "global_batch_size": 2048}),
+        ("masked-k400-m", "paper", [], {"epochs": 800, "mask": "attention", "mask_ratio": 0.8, "flip": True}),
+        ("masked-ssv2-m", "paper", [], {"flip": False, "drop_path": 0.4, "betas": (0.9, 0.95), "sampling": "ssv2"}),
+        ("masked-ssv2-m", "public", [], {"epochs": 801, "flip": True, "warmup_epochs": 40, "frames": 8}),
         ("imagenet-ti", "public", [], {"auto_augment": "v0", "repeated_augmentation": 1, "weight_decay": 0.1}),
     ],
 )  # fmt: skip
@@ -55,6 +59,10 @@ def test_rates_scale_with_the_batch():
     clips = load_videomamba_recipe("k400-s", "public").scaled()  # two views of each of 512 clips
     assert clips.learning_rate == pytest.approx(2e-4 * 1024 / 256)
     assert clips.min_learning_rate == clips.warmup_learning_rate == pytest.approx(1e-6 * 1024 / 256)
+    for values, least in (("paper", 1e-5), ("public", 8e-5)):
+        masked = load_videomamba_recipe("masked-k400-m", values).scaled()
+        assert masked.learning_rate == pytest.approx(1.2e-3) and masked.min_learning_rate == pytest.approx(least)
+        assert masked.warmup_learning_rate == 0
     images = load_videomamba_recipe("imagenet-s", "public").scaled()  # repeats lie within the epoch
     assert images.learning_rate == pytest.approx(4e-3) and images.min_learning_rate == pytest.approx(1e-5)
 
@@ -96,6 +104,14 @@ def test_the_schedule_of_transformers_has_the_recipes_bounds(tmp_path):
         ("tiny", ["size=xl"], "must be one of ti, s, m, b"),
         ("tiny", ["min_learning_rate=1"], "must be at least min_learning_rate=1"),
         ("lvu-view-count", ["mixup=0.8"], "cannot be mixed or smoothed"),
+        ("masked-tiny", ["mask=cube"], "mask='cube' must be one of random, tube"),
+        ("masked-tiny", ["mask_ratio=1"], "mask_ratio=1 must be above 0 and below 1"),
+        ("tiny", ["mask=tube"], "mask_ratio=None must be above 0 and below 1; aligned_layers must be a number"),
+        ("masked-tiny", ["aligned_layers=0"], "aligned_layers=0 must be more than 0"),
+        ("masked-tiny", ["mixup=0.8", "classes=3"], "no labels: leave out classes, mixup"),
+        ("masked-tiny", ["frames=null"], "masks are for clips"),
+        ("masked-tiny", ["crop_sides=[0.5, 0.75]"], r"crop_sides=\[0.5, 0.75\] must be shares, falling"),
+        ("masked-tiny", ["crop_scale=[0.1, 1]"], "goes with none of crop_scale"),
         ("imagenet-s", ["test_crops=3"], "an image has one view"),
         ("k400-m", ["frames=24"], "is given for 8, 16, 32, 64 frames, not for 24: add --override"),
     ],

@@ -1,0 +1,204 @@
+"""Recipes of multi-modal pre-training as data (multimodal_recipes.yaml): read, overridden, checked.
+
+    recipe = load_multimodal_recipe("masked-5m", ["frames=4"])
+    arguments = training_arguments(recipe, "runs/5m", per_device_batch_size=128, world_size=16)
+
+`recipes.training_arguments`, `clip_set.ClipTrainingSet` and `augmentation.ClipAugmentation` read this recipe too.
+"""
+
+import dataclasses
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import ClassVar
+
+import yaml
+from transformers import BertConfig
+
+from modeling_video_ma2mba.configuration_videomamba import PRESETS, VideoMambaConfig
+from modeling_video_ma2mba.configuration_videomamba_multimodal import VideoMambaMultiModalConfig
+from modeling_video_ma2mba.train.recipes import PRECISIONS, read_overrides
+
+_NUMBERS = (
+    "learning_rate", "min_rate", "global_batch_size", "epochs", "warmup_epochs", "max_steps", "weight_decay",
+    "max_grad_norm", "drop_path", "image_mask", "video_mask", "text_mask", "max_bad_share",
+)  # fmt: skip
+_WHOLE = ("fusion_layer", "projection_size", "frames", "image_size", "max_text_tokens", "seed")
+
+
+@dataclass(frozen=True, kw_only=True)
+class MultiModalRecipe:
+    """The settings of one pre-training.
+
+    Attributes:
+        name: which recipe this is.
+        size: of the vision encoder, a preset ("ti", "s", "m", "b") or fields of `VideoMambaConfig`.
+        text: "bert-base", or fields of `BertConfig`. fusion_layer, projection_size: of `VideoMambaMultiModalConfig`.
+        frames: of a clip. image_size: in pixels. drop_path: chance that the last mixer is left out.
+        learning_rate: at its peak, for any batch. min_rate: share of it that the cosine does not fall below.
+        global_batch_size: pairs of an optimizer step, all devices; images or videos, not both.
+        epochs, max_steps: length of the run; `max_steps` wins where it is given. warmup_epochs: part of `epochs`.
+        betas, weight_decay, max_grad_norm: AdamW and clipping; 0.0 does not clip.
+        image_mask, video_mask: share of the patches of a frame that are masked, by the teacher's attention, and
+            alignment to the teacher (UTA); both None: neither.
+        text_mask: share of the words that are masked (MLM).
+        max_text_tokens: longer texts are cut.
+        crop_scale: smallest and largest area of a random crop; None: whole frames, stretched. flip: mirror half.
+        precision: "bf16" (autocast over fp32 weights) or "fp32". checkpointing: `gradient_checkpointing_kwargs`.
+        max_bad_share: share of bad rows or videos that stops the run. seed: of all that is random.
+    """
+
+    name: str
+    size: str | dict
+    text: str | dict
+    fusion_layer: int
+    projection_size: int
+    frames: int
+    image_size: int
+    learning_rate: float
+    global_batch_size: int
+    epochs: float
+    warmup_epochs: float
+    min_rate: float = 0.01
+    drop_path: float = 0.0
+    max_steps: int | None = None
+    betas: tuple[float, float] = (0.9, 0.999)
+    weight_decay: float = 0.05
+    max_grad_norm: float = 0.0
+    image_mask: float | None = None
+    video_mask: float | None = None
+    text_mask: float = 0.5
+    max_text_tokens: int = 32
+    crop_scale: tuple[float, float] | None = None
+    flip: bool = False
+    precision: str = "bf16"
+    checkpointing: dict | None = None
+    max_bad_share: float = 0.05
+    seed: int = 0
+
+    # What the parts that are shared with the training of classifiers ask for.
+    sampling: ClassVar[str] = "middle"
+    views_at_once: ClassVar[int] = 1
+    auto_augment: ClassVar[None] = None
+    random_erasing: ClassVar[float] = 0.0
+    lr_scheduler: ClassVar[str] = "constant"  # the trainer makes its own
+
+    def __post_init__(self):
+        problems = []
+        for name in (*_NUMBERS, *_WHOLE):
+            value = getattr(self, name)
+            kinds = int if name in _WHOLE else (int, float)
+            if value is not None and (isinstance(value, bool) or not isinstance(value, kinds)):
+                problems.append(f"{name}={value!r} must be a {'whole ' * (name in _WHOLE)}number")
+        self._raise(problems)
+        positive = ("frames", "image_size", "learning_rate", "global_batch_size", "epochs", "max_steps", "text_mask")
+        for name in (*positive, "projection_size", "fusion_layer"):
+            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
+                problems.append(f"{name}={getattr(self, name)} must be more than 0")
+        if not 0 <= self.warmup_epochs < self.epochs:
+            problems.append(f"warmup_epochs={self.warmup_epochs} must be 0 or more and less than epochs={self.epochs}")
+        for name in ("min_rate", "drop_path", "text_mask", "max_bad_share"):
+            if not 0 <= getattr(self, name) <= 1:
+                problems.append(f"{name}={getattr(self, name)} must be between 0 and 1")
+        masks = (self.image_mask, self.video_mask)
+        if (None in masks) != (masks == (None, None)) or not all(mask is None or 0 < mask < 1 for mask in masks):
+            problems.append(
+                f"image_mask={self.image_mask}, video_mask={self.video_mask} must both be between 0 and 1, or null"
+            )
+        for name in ("weight_decay", "max_grad_norm", "seed"):
+            if not 0 <= getattr(self, name) < math.inf:
+                problems.append(f"{name}={getattr(self, name)} must be 0 or more")
+        if self.max_text_tokens < 3:
+            problems.append(f"max_text_tokens={self.max_text_tokens} must be at least 3: [CLS], a word and [SEP]")
+        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
+            problems.append(f"betas={list(self.betas)} must be two numbers from 0 to below 1")
+        scale = self.crop_scale
+        if scale is not None and (len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1):
+            problems.append(f"crop_scale={list(scale)} must be two shares, above 0 and rising to at most 1, or null")
+        if self.precision not in PRECISIONS:
+            problems.append(f"precision={self.precision!r} must be one of {', '.join(PRECISIONS)}")
+        if isinstance(self.size, str) and self.size not in PRESETS:
+            problems.append(f"size={self.size!r} must be one of {', '.join(PRESETS)}, or fields of VideoMambaConfig")
+        if isinstance(self.text, str) and self.text != "bert-base":
+            problems.append(f"text={self.text!r} must be bert-base, or fields of BertConfig")
+        self._raise(problems)
+
+    def _raise(self, problems: list[str]) -> None:
+        if problems:
+            raise ValueError(f"recipe {self.name}: {'; '.join(problems)}")
+
+    @property
+    def is_masked(self) -> bool:
+        """Whether patches are masked and aligned to a teacher."""
+        return self.video_mask is not None
+
+    @property
+    def needs_extra(self) -> bool:
+        """Whether timm and torchvision are needed."""
+        return self.crop_scale is not None or self.flip
+
+    @property
+    def warmup_ratio(self) -> float:
+        return self.warmup_epochs / self.epochs
+
+    def vision_config(self) -> VideoMambaConfig:
+        """Return the vision encoder to train."""
+        sizes = PRESETS[self.size] if isinstance(self.size, str) else self.size
+        fields = {"num_frames": self.frames, "image_size": self.image_size, "drop_path_rate": self.drop_path}
+        return VideoMambaConfig(**{**sizes, **fields})
+
+    def config(self, text: BertConfig | None, vocabulary: int) -> VideoMambaMultiModalConfig:
+        """Return the configuration of the model to train.
+
+        Args:
+            text: of the BERT that it begins with; None: that of the recipe. vocabulary: of the tokenizer.
+        """
+        if text is None:
+            text = BertConfig(**{**({} if isinstance(self.text, str) else self.text), "vocab_size": vocabulary})
+        return VideoMambaMultiModalConfig(
+            vision_config=self.vision_config(),
+            text_config=text,
+            fusion_layer=self.fusion_layer,
+            projection_size=self.projection_size,
+        )
+
+    def as_dict(self) -> dict:
+        """Return plain data, as it is written beside a run's output."""
+        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+
+
+def multimodal_recipe_names() -> list[str]:
+    """Return the names that `load_multimodal_recipe` knows."""
+    return list(_recipes())
+
+
+def multimodal_recipe_fields() -> list[str]:
+    """Return the names of the fields that `load_multimodal_recipe` overrides."""
+    return [field.name for field in dataclasses.fields(MultiModalRecipe)][1:]
+
+
+def load_multimodal_recipe(name: str, overrides: list[str] = ()) -> MultiModalRecipe:
+    """Return a recipe of multimodal_recipes.yaml, with `overrides` such as "frames=4".
+
+    Raises:
+        ValueError: an unknown name or field, or a value that is not allowed.
+    """
+    recipes = _recipes()
+    if name not in recipes:
+        raise ValueError(f"unknown recipe {name!r}; known are {', '.join(recipes)}")
+    fields = recipes[name] | read_overrides(overrides)
+    known = multimodal_recipe_fields()
+    if unknown := sorted(set(fields) - set(known)):
+        raise ValueError(f"a recipe has no field {', '.join(map(repr, unknown))}; known are {', '.join(known)}")
+    for key in ("betas", "crop_scale"):
+        if isinstance(fields.get(key), list):
+            fields[key] = tuple(fields[key])
+    try:
+        return MultiModalRecipe(name=name, **fields)
+    except TypeError as error:  # a text where a number is compared
+        raise ValueError(f"recipe {name}, with {list(overrides)}: {error}") from error
+
+
+def _recipes() -> dict:
+    path = Path(__file__).parent / "multimodal_recipes.yaml"
+    return yaml.safe_load(path.read_text(encoding="utf-8"))["recipes"]
