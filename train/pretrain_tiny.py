@@ -16,7 +16,7 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-TOWER_STEPS, PICTURES, TOWER_RATE = 2750, 128, 1e-3
+TOWER_STEPS, PICTURES, TOWER_RATE = 6500, 128, 1e-3
 LANGUAGE_STEPS, STORIES, LANGUAGE_RATE = 2400, 8, 3e-3
 PICTURES_PER_CLIP, CLIP_FRAMES = 4, 8
 STORY_FRAMES = (6, 12, 24, 48)  # each a sentence of about five words; longer stories join in later

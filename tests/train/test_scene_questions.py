@@ -150,14 +150,14 @@ def test_the_seed_decides():
 
 
 PINNED_DESCRIPTION = (
-    "yellow cross up . white triangle left . yellow circle right . "
-    "yellow triangle down . white cross right . purple square down . digit 6 ."
+    "yellow triangle up . white triangle right . yellow circle left . "
+    "yellow square down . white cross right . purple triangle left . digit 6 ."
 )
 PINNED_QUESTIONS = [
-    ("count colour", "the number of white scenes shown ?", "2"),
-    ("duration first last", "the last or the first scene : which lasted longer ?", "last"),
-    ("edge colour", "what colour was first ?", "yellow"),
-    ("motion", "the yellow triangle : what way was it moving ?", "down"),
+    ("motion", "what way was the yellow square going ?", "down"),
+    ("order", "the yellow square : was it shown before the purple triangle scene ?", "yes"),
+    ("edge colour", "what colour was in the first scene ?", "yellow"),
+    ("count shape", "count all triangle scenes .", "3"),
 ]
 
 
@@ -182,12 +182,12 @@ def test_a_fact_is_asked_once():
 
 def test_combinations_of_the_splits_are_disjoint():
     training, held_out = (set(combinations(split)) for split in SPLITS)
-    assert not training & held_out and len(training | held_out) == 96 and len(held_out) == 16
+    assert not training & held_out and len(training | held_out) == 96 and len(held_out) == 24
     assert all(is_held_out(one) for one in held_out)
-    # Every pair of shape and direction is held out for one colour; every pair of colour and shape is trained on.
+    # Every colour is held out with one shape, in all directions, and every shape with a colour.
     assert {one[1:] for one in held_out} == {(shape, way) for shape in SHAPES for way in DIRECTIONS}
-    assert min(Counter(one[:2] for one in training).values()) == 3
-    assert set(Counter(one[0] for one in held_out).values()) == {2, 3}
+    assert len({one[:2] for one in held_out}) == len({one[0] for one in held_out}) == len(COLOURS)
+    assert {one[:2] for one in held_out}.isdisjoint(one[:2] for one in training)
     for split, allowed in (("training", training), ("held-out", held_out)):
         drawn = {(s.colour, s.shape, s.direction) for clip in clips(split, 100) for s in clip.scenes}
         assert drawn <= allowed and len(drawn) > 0.8 * len(allowed)
@@ -226,8 +226,8 @@ def test_vocabulary_has_every_word_and_no_other():
 GUESS_LIMITS = {
     "edge": 0.30,
     "index": 0.30,
-    "after": 0.12,
-    "before": 0.12,
+    "after": 0.25,  # one of the five other looks that are held out
+    "before": 0.25,
     "count": 0.50,
     "motion": 0.33,
     "order": 0.57,
