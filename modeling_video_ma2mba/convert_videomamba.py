@@ -122,8 +122,8 @@ def convert_videomamba(
     """
     tensors = read_checkpoint(source)
     is_multi_modal = any(key.startswith(_MULTI_MODAL) for key in tensors)
-    encoder, outside = _split_multi_modal(tensors, source) if is_multi_modal else (tensors, {})
-    config = _read_config(encoder, source)
+    encoder, outside = split_multi_modal(tensors, source) if is_multi_modal else (tensors, {})
+    config = read_encoder_config(encoder, source)
     _compare_with_name(source, config)
     if Path(source).is_dir():
         config = VideoMambaConfig.from_pretrained(source)  # labels, scans and means are in no tensor
@@ -131,7 +131,7 @@ def convert_videomamba(
     keeps_head = head is not None and num_labels in (None, len(head))
     if config.num_frames is None and num_frames is not None:
         keeps_head = False  # a head for images is none for clips
-    _set_sizes(config, num_frames, tubelet_size, image_size, source)
+    set_sizes(config, num_frames, tubelet_size, image_size, source)
     with torch.device("meta"):
         if keeps_head or num_labels is not None:
             if config.num_labels != (len(head) if keeps_head else num_labels):
@@ -152,7 +152,10 @@ def convert_videomamba(
         ledger.add_new("head.weight", weight, f"new head of {num_labels} classes, to be trained")
         ledger.add_new("head.bias", torch.zeros(num_labels), f"new head of {num_labels} classes, to be trained")
     report = load_and_save(model, ledger, output, dtype or encoder["patch_embed.proj.weight"].dtype)
-    _processor(config, source, sampling, is_multi_modal).save_pretrained(output)
+    # Only here does this folder need its sibling; files that go to the Hub do not.
+    from .processing.processing_videomamba import VideoMambaProcessor
+
+    VideoMambaProcessor(image_processor_for(config, source, sampling, is_multi_modal)).save_pretrained(output)
     return report
 
 
@@ -227,7 +230,7 @@ def inflate_patches(weight: torch.Tensor, tubelet_size: int) -> torch.Tensor:
     return inflated
 
 
-def _split_multi_modal(tensors, source):
+def split_multi_modal(tensors, source):
     """Return the vision encoder's tensors, and the keys outside with the reason why they stay there."""
     encoder = {k.removeprefix(_MULTI_MODAL): t for k, t in tensors.items() if k.startswith(_MULTI_MODAL)}
     outside = {key: "not part of the vision encoder" for key in tensors if not key.startswith(_MULTI_MODAL)}
@@ -236,7 +239,7 @@ def _split_multi_modal(tensors, source):
     return encoder, outside
 
 
-def _read_config(tensors, source):
+def read_encoder_config(tensors, source):
     """Return the config that the shapes of the encoder's tensors tell."""
     for name, ndim in (("cls_token", 3), ("pos_embed", 3), ("patch_embed.proj.weight", 0)):
         if name not in tensors or tensors[name].ndim != (ndim or tensors[name].ndim):
@@ -268,7 +271,7 @@ def _read_config(tensors, source):
     )
 
 
-def _set_sizes(config, num_frames, tubelet_size, image_size, source):
+def set_sizes(config, num_frames, tubelet_size, image_size, source):
     """Change the config to the sizes that are wanted."""
     if tubelet_size is not None and tubelet_size != config.tubelet_size:
         if config.num_frames is not None:
@@ -301,11 +304,9 @@ def _compare_with_name(source, config):
             )  # fmt: skip
 
 
-def _processor(config, source, sampling, is_multi_modal):
-    """Return the processor that suits a converted model."""
-    # Only here does this folder need its sibling; files that go to the Hub do not.
+def image_processor_for(config, source, sampling, is_multi_modal):
+    """Return the image processor that suits a converted model."""
     from .processing.image_processing_videomamba import VideoMambaImageProcessor
-    from .processing.processing_videomamba import VideoMambaProcessor
 
     fields = {}
     if (Path(source) / "processor_config.json").is_file():
@@ -319,4 +320,4 @@ def _processor(config, source, sampling, is_multi_modal):
     if sampling is not None:
         fields["sampling"] = sampling
     fields |= {"size": config.image_size, "num_frames": config.num_frames}
-    return VideoMambaProcessor(VideoMambaImageProcessor(**fields))
+    return VideoMambaImageProcessor(**fields)

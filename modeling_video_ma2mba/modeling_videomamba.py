@@ -193,6 +193,9 @@ class VideoMambaPreTrainedModel(PreTrainedModel):
                 init.zeros_(module.bias)
         elif isinstance(module, Ma2mbaRMSNorm):
             init.ones_(module.weight)
+        elif isinstance(module, nn.LayerNorm):  # of what stands behind the encoder
+            init.ones_(module.weight)
+            init.zeros_(module.bias)
         elif isinstance(module, VideoMambaMixer):
             module.reset_parameters()
         elif isinstance(module, VideoMambaPatchEmbedding):
@@ -220,6 +223,9 @@ class VideoMambaModel(VideoMambaPreTrainedModel):
     torch.Size([1, 17, 32])
     ```
     """
+
+    # What a masked run leaves beside its encoder: the way to the teacher, of no use behind it.
+    _keys_to_ignore_on_load_unexpected = (r"^clip_decoder\.",)
 
     def __init__(self, config: VideoMambaConfig):
         super().__init__(config)
@@ -375,6 +381,10 @@ class _Classifier(VideoMambaPreTrainedModel):
 class VideoMambaForImageClassification(_Classifier):
     """VideoMamba that names what an image shows.
 
+    `forward` takes `labels`: (B,) class numbers; targets (B,) for `num_labels=1`; see `config.problem_type`. With
+    `problem_type="single_label_classification"` also (B, labels), a share for each class, as mixed clips have them. It
+    returns `logits` (B, labels), and the loss, a mean over the batch, where labels were given.
+
     Example:
 
     ```python
@@ -403,22 +413,15 @@ class VideoMambaForImageClassification(_Classifier):
         output_hidden_states: bool | None = None,
         **kwargs,
     ) -> ImageClassifierOutputWithNoAttention:
-        """Classify images (B, 3, H, W), uint8 or normalised.
-
-        Args:
-            labels: (B,) class numbers; targets (B,) for `num_labels=1`; see `config.problem_type`. With
-                `problem_type="single_label_classification"` also (B, labels), a share for each class, as mixed clips
-                have them.
-
-        Returns:
-            `logits` (B, labels), and the loss, a mean over the batch, where labels were given.
-        """
+        """Classify images (B, 3, H, W), uint8 or normalised; labels and what is returned: see the class."""
         encoded = self.videomamba(pixel_values=pixel_values, output_hidden_states=output_hidden_states)
         return self._classify(encoded, labels)
 
 
 class VideoMambaForVideoClassification(_Classifier):
     """VideoMamba that names what a clip shows, or rates it (`num_labels=1`, regression, as LVU's like ratio).
+
+    Labels and what `forward` returns are those of `VideoMambaForImageClassification`.
 
     Example:
 
@@ -445,16 +448,7 @@ class VideoMambaForVideoClassification(_Classifier):
         output_hidden_states: bool | None = None,
         **kwargs,
     ) -> ImageClassifierOutputWithNoAttention:
-        """Classify clips (B, num_frames, 3, H, W), in any of the forms `VideoMambaModel` takes.
-
-        Args:
-            labels: (B,) class numbers; targets (B,) for `num_labels=1`; see `config.problem_type`. With
-                `problem_type="single_label_classification"` also (B, labels), a share for each class, as mixed clips
-                have them.
-
-        Returns:
-            `logits` (B, labels), and the loss, a mean over the batch, where labels were given.
-        """
+        """Classify clips (B, num_frames, 3, H, W), in any of the forms `VideoMambaModel` takes; see the class."""
         encoded = self.videomamba(pixel_values_videos=pixel_values_videos, output_hidden_states=output_hidden_states)
         frames = (encoded.last_hidden_state.shape[1] - 1) // self.config.patches_per_frame * self.config.tubelet_size
         if frames != self.config.num_frames:

@@ -67,13 +67,6 @@ class VideoMambaMultiModalEncoder(VideoMambaModel):
         self.pool_norm = nn.LayerNorm(config.hidden_size, eps=1e-5)
         self.post_init()
 
-    @torch.no_grad()
-    def _init_weights(self, module):
-        super()._init_weights(module)
-        if isinstance(module, nn.LayerNorm):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-
 
 class VideoMambaMultiModalPreTrainedModel(PreTrainedModel):
     config: VideoMambaMultiModalConfig

@@ -5,10 +5,12 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from transformers import Mamba2Config, Mamba2ForCausalLM
+from transformers import BertTokenizer, Mamba2Config, Mamba2ForCausalLM
 
 from modeling_video_ma2mba import VideoMambaConfig, VideoMambaForVideoClassification
 from modeling_video_ma2mba.train.synthetic_video import write_video
+from tests.modeling_video_ma2mba.multimodal_model import WORDS
+from tests.modeling_video_ma2mba.videomamba_reference import published as multi_modal
 
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text(encoding="utf-8")
@@ -31,6 +33,8 @@ def test_snippets_run(tiny_video_model, processor, tmp_path, monkeypatch):
     )
     published = {name.removeprefix("videomamba."): tensor for name, tensor in clips.state_dict().items()}
     torch.save({"model": published}, "videomamba_m16_k400_f8_res224.pth")
+    torch.save({"model": multi_modal(family="multi_modal")}, "videomamba_m16_25M_f8_res224.pth")
+    BertTokenizer(vocab={word: i for i, word in enumerate([*WORDS, "far"])}).save_pretrained("bert-base-uncased")
     names = {"path": "model", "mamba2_folder": "mamba2", "tokenizer_folder": "model"}
     torch.manual_seed(0)
     for snippet in snippets:

@@ -18,7 +18,6 @@ from pathlib import Path
 
 import torch
 from torch import nn
-from transformers import initialization as init
 from transformers.utils import ModelOutput
 
 from modeling_video_ma2mba.configuration_videomamba import VideoMambaConfig
@@ -86,13 +85,6 @@ class VideoMambaForMaskedPretraining(VideoMambaPreTrainedModel):
 
     def get_input_embeddings(self):
         return self.videomamba.get_input_embeddings()
-
-    @torch.no_grad()
-    def _init_weights(self, module):
-        super()._init_weights(module)
-        if isinstance(module, nn.LayerNorm):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
 
     def freeze_unused(self) -> None:
         """Freeze what takes no part: the last block and, with one aligned layer, the final norm."""

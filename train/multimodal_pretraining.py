@@ -9,7 +9,6 @@ Dims: B clips, L = 1 + F S tokens, V visible ones, D width, C the teacher's widt
 
 import torch
 from torch import nn
-from transformers import initialization as init
 from transformers.utils.generic import can_return_tuple
 
 from modeling_video_ma2mba.configuration_videomamba_multimodal import VideoMambaMultiModalConfig
@@ -42,35 +41,24 @@ class VideoMambaMultiModalForMaskedPretraining(VideoMambaMultiModalModel):
         self.vision_encoder.clip_decoder = nn.ModuleList([ClipDecoder(vision.hidden_size, teacher_width)])
         self.post_init()
 
-    @torch.no_grad()
-    def _init_weights(self, module):
-        super()._init_weights(module)
-        if isinstance(module, nn.LayerNorm):
-            init.ones_(module.weight)
-            init.zeros_(module.bias)
-
     @can_return_tuple
     def forward(
         self,
-        input_ids: torch.Tensor,
-        attention_mask: torch.Tensor,
         visible: torch.Tensor,
         teacher_features: torch.Tensor,
         pixel_values=None,
         pixel_values_videos=None,
-        pair_ids: torch.Tensor | None = None,
-        masked_input_ids: torch.Tensor | None = None,
-        labels: torch.Tensor | None = None,
-        **kwargs,
+        **texts,
     ) -> VideoMambaMultiModalOutput:
         """As the model's own, of the visible tokens, with UTA.
 
         Args:
             visible: (B, V) int64; see `clip_masks.visible_places`. teacher_features: (B, V, C), of the same tokens.
+            texts: what `compare` takes beside the clips.
         """
         states = []  # before each block
         vision = self.encode_vision(pixel_values, pixel_values_videos, visible, states)
-        output = self.compare(vision, input_ids, attention_mask, pair_ids, masked_input_ids, labels)
+        output = self.compare(vision, **texts)
         before_last = states[self.config.vision_config.num_hidden_layers - 1]  # (B, V, D)
         table = position_table(self.config.vision_config.num_tokens, before_last.shape[2], before_last.device)
         features = self.vision_encoder.clip_decoder[0](before_last + table[visible])

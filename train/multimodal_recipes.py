@@ -6,18 +6,30 @@
 `recipes.training_arguments`, `clip_set.ClipTrainingSet` and `augmentation.ClipAugmentation` read this recipe too.
 """
 
-import dataclasses
-import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import ClassVar
 
-import yaml
 from transformers import BertConfig
 
-from modeling_video_ma2mba.configuration_videomamba import PRESETS, VideoMambaConfig
+from modeling_video_ma2mba.configuration_videomamba import VideoMambaConfig
 from modeling_video_ma2mba.configuration_videomamba_multimodal import VideoMambaMultiModalConfig
-from modeling_video_ma2mba.train.recipes import PRECISIONS, read_overrides
+from modeling_video_ma2mba.train.recipe_data import (
+    as_plain,
+    bound_problems,
+    config_problems,
+    make_recipe,
+    overridden,
+    read_recipes,
+    recipe_of,
+    refuse,
+    settings_of,
+    training_problems,
+    type_problems,
+    videomamba_problems,
+    vision_config_fields,
+)
+
+_FILE = "multimodal_recipes.yaml"
 
 _NUMBERS = (
     "learning_rate", "min_rate", "global_batch_size", "epochs", "warmup_epochs", "max_steps", "weight_decay",
@@ -84,48 +96,29 @@ class MultiModalRecipe:
     lr_scheduler: ClassVar[str] = "constant"  # the trainer makes its own
 
     def __post_init__(self):
-        problems = []
-        for name in (*_NUMBERS, *_WHOLE):
-            value = getattr(self, name)
-            kinds = int if name in _WHOLE else (int, float)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, kinds)):
-                problems.append(f"{name}={value!r} must be a {'whole ' * (name in _WHOLE)}number")
-        self._raise(problems)
-        positive = ("frames", "image_size", "learning_rate", "global_batch_size", "epochs", "max_steps", "text_mask")
-        for name in (*positive, "projection_size", "fusion_layer"):
-            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
-                problems.append(f"{name}={getattr(self, name)} must be more than 0")
-        if not 0 <= self.warmup_epochs < self.epochs:
-            problems.append(f"warmup_epochs={self.warmup_epochs} must be 0 or more and less than epochs={self.epochs}")
-        for name in ("min_rate", "drop_path", "text_mask", "max_bad_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                problems.append(f"{name}={getattr(self, name)} must be between 0 and 1")
+        self._refuse(type_problems(self, _NUMBERS, _WHOLE))
+        problems = bound_problems(
+            self,
+            positive=(
+                "frames", "image_size", "learning_rate", "global_batch_size", "epochs", "max_steps", "text_mask",
+                "projection_size", "fusion_layer",
+            ),
+            shares=("min_rate", "drop_path", "text_mask", "max_bad_share"),
+            not_negative=("weight_decay", "max_grad_norm", "seed"),
+        )  # fmt: skip
+        problems += training_problems(self) + videomamba_problems(self)
         masks = (self.image_mask, self.video_mask)
         if (None in masks) != (masks == (None, None)) or not all(mask is None or 0 < mask < 1 for mask in masks):
             problems.append(
                 f"image_mask={self.image_mask}, video_mask={self.video_mask} must both be between 0 and 1, or null"
             )
-        for name in ("weight_decay", "max_grad_norm", "seed"):
-            if not 0 <= getattr(self, name) < math.inf:
-                problems.append(f"{name}={getattr(self, name)} must be 0 or more")
         if self.max_text_tokens < 3:
             problems.append(f"max_text_tokens={self.max_text_tokens} must be at least 3: [CLS], a word and [SEP]")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            problems.append(f"betas={list(self.betas)} must be two numbers from 0 to below 1")
-        scale = self.crop_scale
-        if scale is not None and (len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1):
-            problems.append(f"crop_scale={list(scale)} must be two shares, above 0 and rising to at most 1, or null")
-        if self.precision not in PRECISIONS:
-            problems.append(f"precision={self.precision!r} must be one of {', '.join(PRECISIONS)}")
-        if isinstance(self.size, str) and self.size not in PRESETS:
-            problems.append(f"size={self.size!r} must be one of {', '.join(PRESETS)}, or fields of VideoMambaConfig")
-        if isinstance(self.text, str) and self.text != "bert-base":
-            problems.append(f"text={self.text!r} must be bert-base, or fields of BertConfig")
-        self._raise(problems)
+        problems += config_problems(self, "text", ("bert-base",), BertConfig)
+        self._refuse(problems)
 
-    def _raise(self, problems: list[str]) -> None:
-        if problems:
-            raise ValueError(f"recipe {self.name}: {'; '.join(problems)}")
+    def _refuse(self, problems: list[str]) -> None:
+        refuse(f"recipe {self.name}", problems)
 
     @property
     def is_masked(self) -> bool:
@@ -143,9 +136,7 @@ class MultiModalRecipe:
 
     def vision_config(self) -> VideoMambaConfig:
         """Return the vision encoder to train."""
-        sizes = PRESETS[self.size] if isinstance(self.size, str) else self.size
-        fields = {"num_frames": self.frames, "image_size": self.image_size, "drop_path_rate": self.drop_path}
-        return VideoMambaConfig(**{**sizes, **fields})
+        return VideoMambaConfig(**vision_config_fields(self))
 
     def config(self, text: BertConfig | None, vocabulary: int) -> VideoMambaMultiModalConfig:
         """Return the configuration of the model to train.
@@ -164,17 +155,17 @@ class MultiModalRecipe:
 
     def as_dict(self) -> dict:
         """Return plain data, as it is written beside a run's output."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        return as_plain(self)
 
 
 def multimodal_recipe_names() -> list[str]:
     """Return the names that `load_multimodal_recipe` knows."""
-    return list(_recipes())
+    return list(read_recipes(_FILE))
 
 
 def multimodal_recipe_fields() -> list[str]:
     """Return the names of the fields that `load_multimodal_recipe` overrides."""
-    return [field.name for field in dataclasses.fields(MultiModalRecipe)][1:]
+    return settings_of(MultiModalRecipe, names=1)
 
 
 def load_multimodal_recipe(name: str, overrides: list[str] = ()) -> MultiModalRecipe:
@@ -183,22 +174,5 @@ def load_multimodal_recipe(name: str, overrides: list[str] = ()) -> MultiModalRe
     Raises:
         ValueError: an unknown name or field, or a value that is not allowed.
     """
-    recipes = _recipes()
-    if name not in recipes:
-        raise ValueError(f"unknown recipe {name!r}; known are {', '.join(recipes)}")
-    fields = recipes[name] | read_overrides(overrides)
-    known = multimodal_recipe_fields()
-    if unknown := sorted(set(fields) - set(known)):
-        raise ValueError(f"a recipe has no field {', '.join(map(repr, unknown))}; known are {', '.join(known)}")
-    for key in ("betas", "crop_scale"):
-        if isinstance(fields.get(key), list):
-            fields[key] = tuple(fields[key])
-    try:
-        return MultiModalRecipe(name=name, **fields)
-    except TypeError as error:  # a text where a number is compared
-        raise ValueError(f"recipe {name}, with {list(overrides)}: {error}") from error
-
-
-def _recipes() -> dict:
-    path = Path(__file__).parent / "multimodal_recipes.yaml"
-    return yaml.safe_load(path.read_text(encoding="utf-8"))["recipes"]
+    fields = overridden(recipe_of(read_recipes(_FILE), name), overrides, multimodal_recipe_fields())
+    return make_recipe(MultiModalRecipe, f"recipe {name}", overrides, name=name, **fields)

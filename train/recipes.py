@@ -5,16 +5,26 @@ arguments = training_arguments(recipe, "runs/stage2", per_device_batch_size=1, w
 """
 
 import dataclasses
-import math
 from dataclasses import dataclass
-from pathlib import Path
 
-import yaml
 from transformers import TrainingArguments
+
+from modeling_video_ma2mba.train.recipe_data import (
+    as_plain,
+    bound_problems,
+    make_recipe,
+    overridden,
+    read_recipes,
+    recipe_of,
+    refuse,
+    settings_of,
+    training_problems,
+    type_problems,
+)
 
 STAGES = ("1", "1.5", "2")
 PARTS = ("projector", "language_model", "vision_tower")
-PRECISIONS = ("bf16", "fp32")
+_FILE = "recipes.yaml"
 _NUMBERS = (
     "learning_rate", "vision_learning_rate", "global_batch_size", "epochs", "max_steps", "warmup_ratio",
     "weight_decay", "max_grad_norm", "fps", "max_frames", "lora_rank", "max_bad_share", "seed",
@@ -64,49 +74,35 @@ class Recipe:
     seed: int = 0
 
     def __post_init__(self):
-        problems = [
-            f"{name}={value!r} must be a number"
-            for name, value in dataclasses.asdict(self).items()
-            if name in _NUMBERS
-            and value is not None
-            and (isinstance(value, bool) or not isinstance(value, (int, float)))
-        ]
-        if problems:
-            raise ValueError(f"recipe {self.name}, stage {self.stage}: {'; '.join(problems)}")
+        title = f"recipe {self.name}, stage {self.stage}"
+        refuse(title, type_problems(self, _NUMBERS))
+        problems = bound_problems(
+            self,
+            positive=(
+                "learning_rate", "global_batch_size", "epochs", "max_grad_norm", "fps", "vision_learning_rate",
+                "max_steps", "max_frames", "lora_rank",
+            ),
+            shares=("warmup_ratio", "max_bad_share"),
+            not_negative=("weight_decay",),
+        )  # fmt: skip
+        problems += training_problems(self)
         if not self.trains or set(self.trains) - set(PARTS):
             problems.append(f"trains={list(self.trains)} must name some of {', '.join(PARTS)}")
-        for field in ("learning_rate", "global_batch_size", "epochs", "max_grad_norm", "fps"):
-            if not 0 < getattr(self, field) < math.inf:
-                problems.append(f"{field}={getattr(self, field)} must be more than 0")
-        for field in ("vision_learning_rate", "max_steps", "max_frames", "lora_rank"):
-            value = getattr(self, field)
-            if value is not None and not 0 < value < math.inf:
-                problems.append(f"{field}={value} must be more than 0, or null")
-        for field in ("warmup_ratio", "max_bad_share"):
-            if not 0 <= getattr(self, field) <= 1:
-                problems.append(f"{field}={getattr(self, field)} must be between 0 and 1")
-        if self.precision not in PRECISIONS:
-            problems.append(f"precision={self.precision!r} must be one of {', '.join(PRECISIONS)}")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            problems.append(f"betas={list(self.betas)} must be two numbers from 0 to below 1")
-        if self.weight_decay < 0:
-            problems.append(f"weight_decay={self.weight_decay} must be 0 or more")
-        if problems:
-            raise ValueError(f"recipe {self.name}, stage {self.stage}: {'; '.join(problems)}")
+        refuse(title, problems)
 
     def as_dict(self) -> dict:
         """Return plain data, as it is written beside a run's output."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        return as_plain(self)
 
 
 def recipe_names() -> list[str]:
     """Return the names that `load_recipe` knows."""
-    return list(_file()["recipes"])
+    return list(read_recipes(_FILE))
 
 
 def recipe_fields() -> list[str]:
     """Return the names of the fields that `load_recipe` overrides."""
-    return [field.name for field in dataclasses.fields(Recipe)][2:]
+    return settings_of(Recipe, names=2)
 
 
 def load_recipe(name: str, stage: str, overrides: list[str] = ()) -> Recipe:
@@ -115,57 +111,13 @@ def load_recipe(name: str, stage: str, overrides: list[str] = ()) -> Recipe:
     Raises:
         ValueError: an unknown name, stage or field, or a value that is not allowed.
     """
-    recipes = _file()["recipes"]
-    if name not in recipes:
-        raise ValueError(f"unknown recipe {name!r}; known are {', '.join(recipes)}")
+    stages = recipe_of(read_recipes(_FILE), name)
     if stage not in STAGES:
         raise ValueError(f"unknown stage {stage!r}; known are {', '.join(STAGES)}")
-    fields = dict(recipes[name][float(stage) if "." in stage else int(stage)])
-    fields |= read_overrides(overrides)
-    unknown = sorted(set(fields) - set(recipe_fields()))
-    if unknown:
-        known = ", ".join(recipe_fields())
-        raise ValueError(f"a recipe has no field {', '.join(map(repr, unknown))}; known are {known}")
-    for key in ("trains", "betas"):
-        value = fields.get(key, Recipe.betas if key == "betas" else ())
-        fields[key] = (value,) if isinstance(value, (str, int, float)) else tuple(value)
-    try:
-        return Recipe(name=name, stage=stage, **fields)
-    except TypeError as error:  # a text where a number is compared
-        raise ValueError(f"recipe {name}, stage {stage}, with {list(overrides)}: {error}") from error
-
-
-def read_overrides(overrides: list[str]) -> dict:
-    """Return what `--override` arguments such as "learning_rate=2e-5" set.
-
-    Raises:
-        ValueError: one is not of that form.
-    """
-    fields = {}
-    for override in overrides:
-        key, equals, value = override.partition("=")
-        if not equals:
-            raise ValueError(f"--override {override!r}: write it as field=value")
-        fields[key.strip()] = _value(override, value)
-    return fields
-
-
-def _file() -> dict:
-    return yaml.safe_load((Path(__file__).parent / "recipes.yaml").read_text(encoding="utf-8"))
-
-
-def _value(override: str, text: str):
-    """Read a value as YAML does, and 2e-5 as the number everybody means by it."""
-    try:
-        value = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise ValueError(f"--override {override!r}: the value is no YAML") from error
-    if isinstance(value, str):
-        try:
-            return float(value)
-        except ValueError:
-            return value
-    return value
+    fields = overridden(stages[float(stage) if "." in stage else int(stage)], overrides, recipe_fields())
+    if isinstance(fields["trains"], str):
+        fields["trains"] = (fields["trains"],)
+    return make_recipe(Recipe, f"recipe {name}, stage {stage}", overrides, name=name, stage=stage, **fields)
 
 
 def accumulation_steps(recipe: Recipe, per_device_batch_size: int, world_size: int) -> int:

@@ -10,17 +10,16 @@ A run that was stopped goes on from its newest complete checkpoint when it is st
 """
 
 import argparse
-import os
-import sys
 from collections import Counter
 from collections.abc import Sequence
 from pathlib import Path
 
 import torch
-from huggingface_hub.errors import StrictDataclassError
-from transformers import AutoTokenizer, BertConfig, BertForMaskedLM, BertTokenizer, set_seed
+from safetensors import SafetensorError
+from transformers import AutoConfig, BertForMaskedLM, BertTokenizer, set_seed
 
 from modeling_video_ma2mba.convert_videomamba import convert_videomamba
+from modeling_video_ma2mba.convert_videomamba_multimodal import load_bert_tokenizer
 from modeling_video_ma2mba.modeling_videomamba import VideoMambaModel
 from modeling_video_ma2mba.modeling_videomamba_multimodal import VideoMambaMultiModalModel
 from modeling_video_ma2mba.processing.image_processing_videomamba import VideoMambaImageProcessor
@@ -47,9 +46,17 @@ from modeling_video_ma2mba.train.multimodal_recipes import (
 from modeling_video_ma2mba.train.multimodal_set import PairCollator, pairs_of
 from modeling_video_ma2mba.train.multimodal_trainer import MultiModalTrainer
 from modeling_video_ma2mba.train.read_captions import CAPTION_SETS, CaptionedClip, joined, read_caption_data
-from modeling_video_ma2mba.train.recipes import training_arguments
-from modeling_video_ma2mba.train.run_record import check_same_run, is_finished, manifest, write_run
-from modeling_video_ma2mba.train.run_stage import is_over, reporters
+from modeling_video_ma2mba.train.run_command import (
+    add_recipe_options,
+    add_run_options,
+    check_run_options,
+    is_to_run,
+    processes,
+    run_arguments,
+    run_command,
+    train_to_the_end,
+)
+from modeling_video_ma2mba.train.run_record import manifest, write_run
 
 # Tokens that BERT needs, in the places of its published vocabulary that matter: padding is 0.
 SPECIAL = ("[PAD]", "[UNK]", "[CLS]", "[SEP]", "[MASK]")
@@ -60,12 +67,7 @@ MAX_WORDS = 30_522
 def main(argv: list[str] | None = None) -> int:
     """Run a training; return the exit code: 0 done, 2 bad input."""
     options = _parser().parse_args(argv)
-    try:
-        run(options)
-    except (ValueError, OSError, ImportError, FloatingPointError, RuntimeError, StrictDataclassError) as error:
-        print(f"videomamba_multimodal: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command("videomamba_multimodal", lambda: run(options))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -74,15 +76,7 @@ def _parser() -> argparse.ArgumentParser:
         epilog=f"Sets of data: {', '.join(CAPTION_SETS)}. Fields of a recipe: "
         f"{', '.join(multimodal_recipe_fields())}.",
     )
-    parser.add_argument(
-        "--recipe",
-        required=True,
-        choices=multimodal_recipe_names(),
-        help="settings, see train/multimodal_recipes.yaml",
-    )
-    parser.add_argument(
-        "--override", action="append", default=[], metavar="FIELD=VALUE", help="change a setting, see below"
-    )
+    add_recipe_options(parser, multimodal_recipe_names(), "multimodal_recipes.yaml")
     parser.add_argument(
         "--data",
         action="append",
@@ -98,17 +92,7 @@ def _parser() -> argparse.ArgumentParser:
         help="for recipes with masks: folder of a CLIP model, or of a Video-Ma²mba with a CLIP tower "
         f'("{SHIPPED}": the one that comes along)',
     )
-    parser.add_argument("--output", required=True, help="folder for checkpoints, logs and the trained model")
-    parser.add_argument("--batch-size", type=int, default=8, help="pairs on a device at a time (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=2, help="processes that decode (default: %(default)s)")
-    parser.add_argument(
-        "--save-steps", type=float, default=0.1, help="steps, or share of the run (default: %(default)s)"
-    )
-    parser.add_argument("--logging-steps", type=int, default=10, help="default: %(default)s")
-    parser.add_argument(
-        "--report-to", default="auto", help="none, tensorboard, wandb, ... (default: tensorboard if installed)"
-    )
-    parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="default: a GPU if there is one")
+    add_run_options(parser, "pairs", batch_size=8, logging_steps=10)
     return parser
 
 
@@ -118,7 +102,7 @@ def run(options: argparse.Namespace) -> None:
     check_options(options, recipe)
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
-    world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    world_size, rank = processes()
 
     report = DataReport()
     try:
@@ -128,29 +112,13 @@ def run(options: argparse.Namespace) -> None:
         if rank == 0:
             report.write(output / "left_out_rows.jsonl")
     record = manifest(recipe, options, [repr(clip) for clip in clips], len(clips), world_size)
-    if any(output.glob("checkpoint-*")):
-        check_same_run(output, record)
-    if is_finished(output):
-        if rank == 0:
-            print(f"already finished; the model is in {output}")
+    if not is_to_run(output, record, rank):
         return
     if rank == 0:
         write_run(output, record)
         print(report.summary())
     checkpoint = last_complete_checkpoint(output, world_size)
-    arguments = training_arguments(
-        recipe,
-        str(output),
-        options.batch_size,
-        world_size,
-        save_steps=options.save_steps,
-        save_total_limit=2,
-        logging_steps=options.logging_steps,
-        report_to=reporters(options.report_to),
-        dataloader_num_workers=options.workers,
-        use_cpu=options.device == "cpu",
-        ddp_find_unused_parameters=False,
-    )
+    arguments = run_arguments(recipe, options, world_size)
     set_seed(recipe.seed)
     with arguments.main_process_first(desc="preparing the model"):
         processor = build_processor(options, recipe, clips)
@@ -168,10 +136,7 @@ def run(options: argparse.Namespace) -> None:
         recipe=recipe,
         teacher=teacher,
     )
-    if checkpoint is not None and is_over(checkpoint):  # `train` would go on to the end of the epoch
-        trainer._load_from_checkpoint(str(checkpoint))
-    else:
-        trainer.train(resume_from_checkpoint=checkpoint)
+    train_to_the_end(trainer, checkpoint)
     if recipe.is_masked:
         trainer.model = without_decoder(trainer.accelerator.unwrap_model(trainer.model)).to(arguments.device)
     trainer.save_model(str(output))
@@ -188,10 +153,7 @@ def check_options(options: argparse.Namespace, recipe: MultiModalRecipe) -> None
         ValueError, ImportError: naming the option, what it may be and what to do.
     """
     require_extra(recipe)
-    if not options.save_steps > 0:
-        raise ValueError(
-            f"--save-steps {options.save_steps:g}: give a number of steps, 1 or more, or a share of the run above 0"
-        )
+    check_run_options(options)
     if options.batch_size < 2:
         raise ValueError(f"--batch-size {options.batch_size}: pairs are told from each other, so give at least 2")
     if recipe.is_masked != (options.teacher is not None):
@@ -221,10 +183,7 @@ def build_processor(
     )
     folder = options.init_from or options.text_from
     if folder is not None:
-        tokenizer = AutoTokenizer.from_pretrained(folder)
-        missing = [name for name in ("cls", "sep", "mask", "pad") if getattr(tokenizer, f"{name}_token_id") is None]
-        if missing:
-            raise ValueError(f"{folder}: its tokenizer has no {missing[0]} token; give a BERT's folder")
+        tokenizer = load_bert_tokenizer(folder)
     else:
         tokenizer = new_tokenizer(caption for clip in clips for caption in clip.captions)
     return VideoMambaMultiModalProcessor(images, tokenizer, recipe.max_text_tokens)
@@ -264,8 +223,8 @@ def build_model(
                 raise ValueError(f"--init-from {options.init_from}: its {name} is {theirs}, the recipe's {ours}")
         config.vision_config.drop_path_rate = recipe.drop_path
     else:
-        text = None if options.text_from is None else BertConfig.from_pretrained(options.text_from)
-        config = recipe.config(text, vocabulary)
+        bert = None if options.text_from is None else _load_bert(options.text_from)
+        config = recipe.config(None if bert is None else bert.config, vocabulary)
     text = config.text_config
     if vocabulary > text.vocab_size or recipe.max_text_tokens > text.max_position_embeddings:
         raise ValueError(
@@ -290,9 +249,25 @@ def build_model(
         own = (".pool_norm.", "pool_norm.", "clip_decoder.")
         _load(model.vision_encoder, encoder, lambda name: name.startswith(own), options.vision_from)
     if options.text_from is not None:
-        bert = BertForMaskedLM.from_pretrained(options.text_from, dtype=torch.float32).state_dict()
-        _load(model.text_encoder, bert, lambda name: ".crossattention." in name, options.text_from)
+        _load(model.text_encoder, bert.state_dict(), lambda name: ".crossattention." in name, options.text_from)
     return model, teacher
+
+
+def _load_bert(folder: str) -> BertForMaskedLM:
+    """Return the BERT of a folder with its head of masked words; a tower without one is refused."""
+    kind = AutoConfig.from_pretrained(folder).model_type
+    if kind != "bert":
+        raise ValueError(f"--text-from {folder} holds a {kind!r} model; give a BERT's folder")
+    try:
+        bert, info = BertForMaskedLM.from_pretrained(folder, dtype=torch.float32, output_loading_info=True)
+    except SafetensorError as error:
+        raise ValueError(f"--text-from {folder}: its weights are damaged ({error})") from error
+    if info["missing_keys"]:
+        raise ValueError(
+            f"--text-from {folder}: its weights lack {min(info['missing_keys'])}; give a BERT with its head of masked "
+            "words, such as bert-base-uncased"
+        )
+    return bert
 
 
 def _load(module: torch.nn.Module, tensors: dict, is_new, where: str) -> None:

@@ -7,10 +7,7 @@ A run that was stopped goes on from its newest complete checkpoint when it is st
 
 import argparse
 import functools
-import os
 import shutil
-import sys
-from importlib.util import find_spec
 from pathlib import Path
 
 import torch
@@ -24,8 +21,18 @@ from modeling_video_ma2mba.train.lora import add_lora
 from modeling_video_ma2mba.train.new_words import learn_words, unknown_words
 from modeling_video_ma2mba.train.parameter_groups import set_trained_parts
 from modeling_video_ma2mba.train.readers import parse_data_argument, read_id_list
-from modeling_video_ma2mba.train.recipes import Recipe, load_recipe, recipe_fields, recipe_names, training_arguments
-from modeling_video_ma2mba.train.run_record import check_same_run, describe_run, is_finished, write_run
+from modeling_video_ma2mba.train.recipes import Recipe, load_recipe, recipe_fields, recipe_names
+from modeling_video_ma2mba.train.run_command import (
+    add_recipe_options,
+    add_run_options,
+    check_run_options,
+    is_to_run,
+    processes,
+    run_arguments,
+    run_command,
+    train_to_the_end,
+)
+from modeling_video_ma2mba.train.run_record import describe_run, write_run
 from modeling_video_ma2mba.train.sample_lengths import read_lengths, write_lengths
 from modeling_video_ma2mba.train.samples import Sample
 from modeling_video_ma2mba.train.stage_data import load_samples, measured, stream_samples
@@ -43,22 +50,14 @@ _PURPOSES = {
 def main(stage: str, argv: list[str] | None = None) -> int:
     """Run a stage; return the exit code: 0 done, 2 bad input."""
     options = _parser(stage).parse_args(argv)
-    try:
-        run(stage, options)
-    except (ValueError, OSError, ImportError, FloatingPointError, RuntimeError) as error:
-        print(f"stage {stage}: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command(f"stage {stage}", lambda: run(stage, options))
 
 
 def _parser(stage: str) -> argparse.ArgumentParser:
     parser = argparse.ArgumentParser(
         description=f"Stage {stage}, {_PURPOSES[stage]}.", epilog=f"Fields of a recipe: {', '.join(recipe_fields())}."
     )
-    parser.add_argument("--recipe", required=True, choices=recipe_names(), help="settings, see train/recipes.yaml")
-    parser.add_argument(
-        "--override", action="append", default=[], metavar="FIELD=VALUE", help="change one of them, see below"
-    )
+    add_recipe_options(parser, recipe_names(), "recipes.yaml")
     parser.add_argument("--data", action="append", required=True, help="data, see `video-ma2mba data --help`")
     parser.add_argument(
         "--exclude",
@@ -81,19 +80,7 @@ def _parser(stage: str) -> argparse.ArgumentParser:
         default=SHIPPED,
         help="model folder: a converted one, or an earlier stage's output (default: the small shipped model)",
     )
-    parser.add_argument("--output", required=True, help="folder for checkpoints, logs and the trained model")
-    parser.add_argument(
-        "--batch-size", type=int, default=1, help="samples on a device at a time (default: %(default)s)"
-    )
-    parser.add_argument("--workers", type=int, default=2, help="processes that decode (default: %(default)s)")
-    parser.add_argument(
-        "--save-steps", type=float, default=0.1, help="steps, or share of the run (default: %(default)s)"
-    )
-    parser.add_argument("--logging-steps", type=int, default=1, help="default: %(default)s")
-    parser.add_argument(
-        "--report-to", default="auto", help="none, tensorboard, wandb, ... (default: tensorboard if installed)"
-    )
-    parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="default: a GPU if there is one")
+    add_run_options(parser, "samples", batch_size=1, logging_steps=1)
     return parser
 
 
@@ -103,7 +90,7 @@ def run(stage: str, options: argparse.Namespace) -> None:
     check_options(options, recipe)
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
-    world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    world_size, rank = processes()
 
     excluded = frozenset().union(*map(read_id_list, options.exclude))
     report = DataReport()
@@ -113,11 +100,7 @@ def run(stage: str, options: argparse.Namespace) -> None:
         if rank == 0 and not options.streaming:
             report.write(output / "left_out_rows.jsonl")
     manifest = describe_run(recipe, options, samples, world_size)
-    if any(output.glob("checkpoint-*")):
-        check_same_run(output, manifest)
-    if is_finished(output):
-        if rank == 0:
-            print(f"already finished; the model is in {output}")
+    if not is_to_run(output, manifest, rank):
         return
     checkpoint = last_complete_checkpoint(output, world_size)
     set_seed(recipe.seed)
@@ -141,20 +124,8 @@ def run(stage: str, options: argparse.Namespace) -> None:
     shutil.rmtree(frames, ignore_errors=True)  # of a run that was killed
     frames.mkdir()
     decoder = MediaDecoder(processor.image_processor.fit, recipe.fps, recipe.max_frames, frames)
-    arguments = training_arguments(
-        recipe,
-        str(output),
-        options.batch_size,
-        world_size,
-        save_steps=options.save_steps,
-        save_total_limit=2,
-        logging_steps=options.logging_steps,
-        report_to=reporters(options.report_to),
-        dataloader_num_workers=options.workers,
-        use_cpu=options.device == "cpu",
-        ddp_find_unused_parameters=False,
-        ignore_data_skip=options.streaming,  # a stream skips by itself, without decoding
-    )
+    # A stream skips by itself, without decoding.
+    arguments = run_arguments(recipe, options, world_size, ignore_data_skip=options.streaming)
     collator, bad_list = SampleCollator(processor), output / "left_out_media.jsonl"
     if samples is None:
         start = 0 if checkpoint is None else read_state(checkpoint)["global_step"] * recipe.global_batch_size
@@ -176,10 +147,7 @@ def run(stage: str, options: argparse.Namespace) -> None:
         recipe=recipe,
     )
     try:
-        if checkpoint is not None and is_over(checkpoint):
-            trainer._load_from_checkpoint(str(checkpoint))  # `train` would go on to the end of the epoch
-        else:
-            trainer.train(resume_from_checkpoint=checkpoint)
+        train_to_the_end(trainer, checkpoint)
     finally:
         shutil.rmtree(frames, ignore_errors=True)
     if recipe.lora_rank is not None:
@@ -200,10 +168,7 @@ def check_options(options: argparse.Namespace, recipe: Recipe) -> None:
     """
     if not Path(options.init_from).exists() and options.init_from.startswith((".", "/", "~")):
         raise ValueError(f"--init-from {options.init_from}: no such folder")
-    if not options.save_steps > 0:
-        raise ValueError(
-            f"--save-steps {options.save_steps:g}: give a number of steps, 1 or more, or a share of the run above 0"
-        )
+    check_run_options(options)
     if options.streaming and recipe.max_steps is None:
         raise ValueError("--streaming: how many rows there are is not known; add --override max_steps=...")
     if options.shuffle_buffer < 1:
@@ -236,15 +201,3 @@ def with_lengths(
     if not usable:
         raise ValueError(f"none of {len(samples)} samples can be used; see {bad_list}")
     return [sample for sample, _ in usable], [tokens for _, tokens in usable]
-
-
-def is_over(checkpoint: Path) -> bool:
-    """Return whether a checkpoint is of the last step of its run."""
-    state = read_state(checkpoint)
-    return state["global_step"] >= state["max_steps"]
-
-
-def reporters(name: str) -> list[str]:
-    if name != "auto":
-        return [] if name == "none" else [name]
-    return ["tensorboard"] if find_spec("tensorboard") else []

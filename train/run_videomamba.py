@@ -17,8 +17,6 @@ what `--init-from` of a classifier takes:
 
 import argparse
 import json
-import os
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 
@@ -36,7 +34,7 @@ from modeling_video_ma2mba.processing.image_processing_videomamba import VideoMa
 from modeling_video_ma2mba.processing.processing_videomamba import VideoMambaProcessor
 from modeling_video_ma2mba.shipped_model import SHIPPED, model_folder
 from modeling_video_ma2mba.train.augmentation import ClipAugmentation, require_extra
-from modeling_video_ma2mba.train.checkpoints import last_complete_checkpoint, read_state
+from modeling_video_ma2mba.train.checkpoints import last_complete_checkpoint
 from modeling_video_ma2mba.train.clip_masks import masked_units
 from modeling_video_ma2mba.train.clip_set import ClipCollator, ClipTrainingSet, ClipValidationSet
 from modeling_video_ma2mba.train.clip_teacher import ClipTeacher, load_clip_teacher
@@ -46,9 +44,17 @@ from modeling_video_ma2mba.train.masked_trainer import MaskedClipCollator, Maske
 from modeling_video_ma2mba.train.multi_scale_crop import MultiScaleCrop
 from modeling_video_ma2mba.train.multi_view import test_clips
 from modeling_video_ma2mba.train.read_clips import CLIP_READERS, LabelledClip, read_clip_data
-from modeling_video_ma2mba.train.recipes import training_arguments
-from modeling_video_ma2mba.train.run_record import check_same_run, is_finished, manifest, write_run
-from modeling_video_ma2mba.train.run_stage import is_over, reporters
+from modeling_video_ma2mba.train.run_command import (
+    add_recipe_options,
+    add_run_options,
+    check_run_options,
+    is_to_run,
+    processes,
+    run_arguments,
+    run_command,
+    train_to_the_end,
+)
+from modeling_video_ma2mba.train.run_record import manifest, write_run
 from modeling_video_ma2mba.train.self_distillation import (
     VideoMambaStudentForImageClassification,
     VideoMambaStudentForVideoClassification,
@@ -70,12 +76,7 @@ from modeling_video_ma2mba.train.videomamba_trainer import VideoMambaTrainer
 def main(argv: list[str] | None = None) -> int:
     """Run a training; return the exit code: 0 done, 2 bad input."""
     options = _parser().parse_args(argv)
-    try:
-        run(options)
-    except (ValueError, OSError, ImportError, FloatingPointError, RuntimeError) as error:
-        print(f"videomamba: error: {error}", file=sys.stderr)
-        return 2
-    return 0
+    return run_command("videomamba", lambda: run(options))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -84,20 +85,12 @@ def _parser() -> argparse.ArgumentParser:
         epilog=f"Readers of data: {', '.join(CLIP_READERS)}. Fields of a recipe: "
         f"{', '.join(videomamba_recipe_fields())}.",
     )
-    parser.add_argument(
-        "--recipe",
-        required=True,
-        choices=videomamba_recipe_names(),
-        help="settings, see train/videomamba_recipes.yaml",
-    )
+    add_recipe_options(parser, videomamba_recipe_names(), "videomamba_recipes.yaml")
     parser.add_argument(
         "--values",
         choices=VALUES,
         default=VALUES[0],
         help="whose, where the paper and the public implementation differ (default: %(default)s)",
-    )
-    parser.add_argument(
-        "--override", action="append", default=[], metavar="FIELD=VALUE", help="change a setting, see below"
     )
     data = "READER:ANNOTATIONS,MEDIA,..., or a csv of path,label, or a folder of classes"
     parser.add_argument("--data", action="append", required=True, help=f"what to train on: {data}")
@@ -112,20 +105,9 @@ def _parser() -> argparse.ArgumentParser:
         help="for recipes with distillation: folder of a trained, smaller model; for recipes with a mask: folder of a "
         f'CLIP model, or of a Video-Ma²mba with a CLIP tower ("{SHIPPED}": the one that comes along)',
     )
-    parser.add_argument("--output", required=True, help="folder for checkpoints, logs and the trained model")
-    parser.add_argument("--batch-size", type=int, default=8, help="clips on a device at a time (default: %(default)s)")
-    parser.add_argument("--workers", type=int, default=2, help="processes that decode (default: %(default)s)")
-    parser.add_argument(
-        "--save-steps",
-        type=float,
-        default=0.1,
-        help="without --val: steps, or share of the run (default: %(default)s); with it every epoch is saved",
+    add_run_options(
+        parser, "clips", batch_size=8, logging_steps=10, save_steps="with --val every epoch is saved; without it "
     )
-    parser.add_argument("--logging-steps", type=int, default=10, help="default: %(default)s")
-    parser.add_argument(
-        "--report-to", default="auto", help="none, tensorboard, wandb, ... (default: tensorboard if installed)"
-    )
-    parser.add_argument("--device", choices=("auto", "cpu"), default="auto", help="default: a GPU if there is one")
     return parser
 
 
@@ -135,7 +117,7 @@ def run(options: argparse.Namespace) -> None:
     check_options(options, recipe)
     output = Path(options.output)
     output.mkdir(parents=True, exist_ok=True)
-    world_size, rank = int(os.environ.get("WORLD_SIZE", "1")), int(os.environ.get("RANK", "0"))
+    world_size, rank = processes()
     names = None if options.class_names is None else read_class_names(options.class_names, recipe)
 
     report = DataReport()
@@ -153,30 +135,20 @@ def run(options: argparse.Namespace) -> None:
     classes = None if recipe.mask else count_classes(clips, known)
     described = [f"{part} {clip!r}" for part, own in parts.items() for clip in own]
     record = manifest(recipe, options, described, len(clips), world_size)
-    if any(output.glob("checkpoint-*")):
-        check_same_run(output, record)
-    if is_finished(output):
-        if rank == 0:
-            print(f"already finished; the model is in {output}")
+    if not is_to_run(output, record, rank):
         return
     if rank == 0:
         write_run(output, record)
         print(report.summary())
     checkpoint = last_complete_checkpoint(output, world_size)
     scaled = recipe.scaled()
-    arguments = training_arguments(
+    arguments = run_arguments(
         scaled,
-        str(output),
-        options.batch_size,
+        options,
         world_size,
         **schedule_arguments(scaled),
-        **_saving(options, classes),
+        **_keeping(classes) if options.val else {},
         per_device_eval_batch_size=options.batch_size,
-        logging_steps=options.logging_steps,
-        report_to=reporters(options.report_to),
-        dataloader_num_workers=options.workers,
-        use_cpu=options.device == "cpu",
-        ddp_find_unused_parameters=False,
     )
     set_seed(recipe.seed)
     with arguments.main_process_first(desc="preparing the model"):
@@ -199,11 +171,7 @@ def run(options: argparse.Namespace) -> None:
         recipe=scaled,
         teacher=teacher,
     )
-    if checkpoint is not None and is_over(checkpoint):  # `train` would go on to the end of the epoch
-        best = read_state(checkpoint)["best_model_checkpoint"] if options.val else None
-        trainer._load_from_checkpoint(str(checkpoint if best is None else output / Path(best).name))
-    else:
-        trainer.train(resume_from_checkpoint=checkpoint)
+    train_to_the_end(trainer, checkpoint)
     if recipe.distillation:
         trainer.model = without_teacher(trainer.accelerator.unwrap_model(trainer.model)).to(arguments.device)
     if not recipe.mask:
@@ -238,10 +206,7 @@ def check_options(options: argparse.Namespace, recipe: VideoMambaRecipe) -> None
         ValueError, ImportError: naming the option, what it may be and what to do.
     """
     require_extra(recipe)
-    if not options.save_steps > 0:
-        raise ValueError(
-            f"--save-steps {options.save_steps:g}: give a number of steps, 1 or more, or a share of the run above 0"
-        )
+    check_run_options(options)
     if recipe.mask:
         _check_masks(options, recipe)
     elif recipe.distillation != (options.teacher is not None):
@@ -392,14 +357,11 @@ def build_model(
     return kind.from_pretrained(start, *more, config=config, dtype=torch.float32), teacher
 
 
-def _saving(options: argparse.Namespace, classes: int | None) -> dict:
-    """Return transformers' arguments for checkpoints: every epoch with a validation, the best of which is kept."""
-    if not options.val:
-        return {"save_steps": options.save_steps, "save_total_limit": 2}
+def _keeping(classes: int | None) -> dict:
+    """Return transformers' arguments for a validation after every epoch, the best of which is kept."""
     return {
         "eval_strategy": "epoch",
         "save_strategy": "epoch",
-        "save_total_limit": 2,
         "load_best_model_at_end": True,
         "metric_for_best_model": "mean_squared_error" if classes == 1 else "top1",
         "greater_is_better": classes != 1,

@@ -8,17 +8,28 @@
 """
 
 import dataclasses
-import math
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
-import yaml
-
-from modeling_video_ma2mba.configuration_videomamba import PRESETS, VideoMambaConfig
+from modeling_video_ma2mba.configuration_videomamba import VideoMambaConfig
 from modeling_video_ma2mba.processing.clip_sampling import SAMPLING_RULES
 from modeling_video_ma2mba.train.clip_masks import MASK_KINDS
-from modeling_video_ma2mba.train.recipes import PRECISIONS, read_overrides
+from modeling_video_ma2mba.train.recipe_data import (
+    as_plain,
+    bound_problems,
+    make_recipe,
+    overridden,
+    read_recipes,
+    recipe_of,
+    refuse,
+    settings_of,
+    training_problems,
+    type_problems,
+    videomamba_problems,
+    vision_config_fields,
+)
+
+_FILE = "videomamba_recipes.yaml"
 
 # Whose value is taken where the paper and the public implementation differ.
 VALUES = ("paper", "public")
@@ -111,35 +122,22 @@ class VideoMambaRecipe:
     seed: int = 0
 
     def __post_init__(self):
-        problems = []
-        for name in (*_NUMBERS, *_WHOLE):
-            value = getattr(self, name)
-            kinds = int if name in _WHOLE else (int, float)
-            if value is not None and (isinstance(value, bool) or not isinstance(value, kinds)):
-                problems.append(f"{name}={value!r} must be a {'whole ' * (name in _WHOLE)}number")
-        self._raise(problems)
-        positive = ("image_size", "rate_batch", "global_batch_size", "epochs", "repeated_augmentation", "test_clips")
-        for name in (*positive, "aligned_layers", "test_crops", "frames", "classes", "max_steps", "layer_decay"):
-            if getattr(self, name) is not None and not 0 < getattr(self, name) < math.inf:
-                problems.append(f"{name}={getattr(self, name)} must be more than 0")
+        self._refuse(type_problems(self, _NUMBERS, _WHOLE))
+        problems = bound_problems(
+            self,
+            positive=(
+                "image_size", "rate_batch", "global_batch_size", "epochs", "repeated_augmentation", "test_clips",
+                "aligned_layers", "test_crops", "frames", "classes", "max_steps", "layer_decay",
+            ),
+            shares=("drop_path", "label_smoothing", "random_erasing", "max_bad_share"),
+            not_negative=("weight_decay", "max_grad_norm", "mixup", "cutmix", "seed"),
+        )  # fmt: skip
+        problems += training_problems(self) + videomamba_problems(self)
         if not 0 < self.min_learning_rate <= self.learning_rate or not 0 <= self.warmup_learning_rate:
             problems.append(
                 f"learning_rate={self.learning_rate} must be at least min_learning_rate={self.min_learning_rate}, "
                 f"both more than 0, and warmup_learning_rate={self.warmup_learning_rate} 0 or more"
             )
-        if not 0 <= self.warmup_epochs < self.epochs:
-            problems.append(f"warmup_epochs={self.warmup_epochs} must be 0 or more and less than epochs={self.epochs}")
-        for name in ("drop_path", "label_smoothing", "random_erasing", "max_bad_share"):
-            if not 0 <= getattr(self, name) <= 1:
-                problems.append(f"{name}={getattr(self, name)} must be between 0 and 1")
-        for name in ("weight_decay", "max_grad_norm", "mixup", "cutmix", "seed"):
-            if not 0 <= getattr(self, name) < math.inf:
-                problems.append(f"{name}={getattr(self, name)} must be 0 or more")
-        if len(self.betas) != 2 or not all(0 <= beta < 1 for beta in self.betas):
-            problems.append(f"betas={list(self.betas)} must be two numbers from 0 to below 1")
-        scale = self.crop_scale
-        if scale is not None and (len(scale) != 2 or not 0 < scale[0] <= scale[1] <= 1):
-            problems.append(f"crop_scale={list(scale)} must be two shares, above 0 and rising to at most 1, or null")
         sides = self.crop_sides
         if sides is not None and (not sides or not 1 >= sides[0] or not sides[-1] > 0 or sides != _falling(sides)):
             problems.append(f"crop_sides={list(sides)} must be shares, falling from at most 1 to above 0, or null")
@@ -148,17 +146,13 @@ class VideoMambaRecipe:
         problems += [] if self.mask is None else self._problems_of_masks()
         if self.sampling not in SAMPLING_RULES:
             problems.append(f"sampling={self.sampling!r} must be one of {', '.join(SAMPLING_RULES)}")
-        if self.precision not in PRECISIONS:
-            problems.append(f"precision={self.precision!r} must be one of {', '.join(PRECISIONS)}")
-        if isinstance(self.size, str) and self.size not in PRESETS:
-            problems.append(f"size={self.size!r} must be one of {', '.join(PRESETS)}, or fields of VideoMambaConfig")
         if self.classes == 1 and (self.mixup or self.cutmix or self.label_smoothing):
             problems.append(
                 "a number (classes=1) cannot be mixed or smoothed: set mixup, cutmix, label_smoothing to 0"
             )
         if self.frames is None and (self.test_clips, self.test_crops) != (1, 1):
             problems.append("an image has one view: test_clips and test_crops must be 1")
-        self._raise(problems)
+        self._refuse(problems)
 
     def _problems_of_masks(self) -> list[str]:
         problems = []
@@ -174,9 +168,8 @@ class VideoMambaRecipe:
             problems.append(f"masked pre-training has no labels: leave out {', '.join(given)}")
         return problems
 
-    def _raise(self, problems: list[str]) -> None:
-        if problems:
-            raise ValueError(f"recipe {self.name}: {'; '.join(problems)}")
+    def _refuse(self, problems: list[str]) -> None:
+        refuse(f"recipe {self.name}", problems)
 
     @property
     def views_at_once(self) -> int:
@@ -219,14 +212,12 @@ class VideoMambaRecipe:
         Args:
             classes: of the head; None: there is none. names: of the classes.
         """
-        fields = {"num_frames": self.frames, "image_size": self.image_size, "drop_path_rate": self.drop_path}
-        sizes = PRESETS[self.size] if isinstance(self.size, str) else self.size
-        config = VideoMambaConfig(**{**sizes, **fields})
+        config = VideoMambaConfig(**vision_config_fields(self))
         return config if classes is None else with_labels(config, classes, names)
 
     def as_dict(self) -> dict:
         """Return plain data, as it is written beside a run's output."""
-        return {k: list(v) if isinstance(v, tuple) else v for k, v in dataclasses.asdict(self).items()}
+        return as_plain(self)
 
 
 def _falling(values: tuple) -> tuple:
@@ -246,12 +237,12 @@ def with_labels(config: VideoMambaConfig, classes: int, names: list[str] | None)
 
 def videomamba_recipe_names() -> list[str]:
     """Return the names that `load_videomamba_recipe` knows."""
-    return list(_recipes())
+    return list(read_recipes(_FILE))
 
 
 def videomamba_recipe_fields() -> list[str]:
     """Return the names of the fields that `load_videomamba_recipe` overrides."""
-    return [field.name for field in dataclasses.fields(VideoMambaRecipe)][2:]
+    return settings_of(VideoMambaRecipe, names=2)
 
 
 def load_videomamba_recipe(name: str, values: str = "paper", overrides: list[str] = ()) -> VideoMambaRecipe:
@@ -263,23 +254,12 @@ def load_videomamba_recipe(name: str, values: str = "paper", overrides: list[str
     Raises:
         ValueError: an unknown name or field, a value that is not allowed, frames that the recipe has no values for.
     """
-    recipes = _recipes()
-    if name not in recipes:
-        raise ValueError(f"unknown recipe {name!r}; known are {', '.join(recipes)}")
+    settings = recipe_of(read_recipes(_FILE), name)
     if values not in VALUES:
         raise ValueError(f"values={values!r}: choose {' or '.join(VALUES)}")
-    fields = recipes[name] | read_overrides(overrides)
-    known = videomamba_recipe_fields()
-    if unknown := sorted(set(fields) - set(known)):
-        raise ValueError(f"a recipe has no field {', '.join(map(repr, unknown))}; known are {', '.join(known)}")
+    fields = overridden(settings, overrides, videomamba_recipe_fields())
     fields = {key: _resolved(key, value, values, fields["frames"]) for key, value in fields.items()}
-    for key in ("betas", "crop_scale", "crop_sides"):
-        if isinstance(fields.get(key), list):
-            fields[key] = tuple(fields[key])
-    try:
-        return VideoMambaRecipe(name=name, values=values, **fields)
-    except TypeError as error:  # a text where a number is compared
-        raise ValueError(f"recipe {name}, with {list(overrides)}: {error}") from error
+    return make_recipe(VideoMambaRecipe, f"recipe {name}", overrides, name=name, values=values, **fields)
 
 
 def _resolved(key: str, value: Any, values: str, frames: int | None) -> Any:
@@ -287,17 +267,12 @@ def _resolved(key: str, value: Any, values: str, frames: int | None) -> Any:
     while isinstance(value, dict) and value and key not in ("size", "checkpointing"):
         if set(value) == set(VALUES):
             value = value[values]
-        elif frames in value:
+        elif frames in list(value):  # frames may be anything yet
             value = value[frames]
         else:
             given = ", ".join(map(str, value))
             raise ValueError(f"{key} is given for {given} frames, not for {frames}: add --override {key}=...")
     return value
-
-
-def _recipes() -> dict:
-    path = Path(__file__).parent / "videomamba_recipes.yaml"
-    return yaml.safe_load(path.read_text(encoding="utf-8"))["recipes"]
 
 
 def schedule_arguments(recipe: VideoMambaRecipe) -> dict:

@@ -5,7 +5,7 @@ import math
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from torch.nn import functional as F
 from transformers import AutoModel
 
@@ -138,10 +138,18 @@ def test_what_is_saved_is_read_by_the_converter_and_by_auto_classes(tmp_path):
     student.save_pretrained(tmp_path / "checkpoint")
     convert_videomamba(tmp_path / "checkpoint", tmp_path / "from_checkpoint")
     for folder in ("ours", "encoder", "clip", "checkpoint", "from_checkpoint"):
-        encoder = AutoModel.from_pretrained(tmp_path / folder)
+        encoder, info = AutoModel.from_pretrained(tmp_path / folder, output_loading_info=True)
+        unexpected = {"head.weight", "head.bias"} if folder == "clip" else set()
+        assert set(info["unexpected_keys"]) == unexpected and not info["missing_keys"], folder
         assert isinstance(encoder, VideoMambaModel)
         for name, tensor in student.videomamba.state_dict().items():
             assert torch.equal(encoder.state_dict()[name], tensor), (folder, name)
+    # Nothing but the decoders is passed over in silence.
+    others = {**load_file(tmp_path / "ours" / "model.safetensors"), "decoder.weight": torch.ones(1)}
+    others["pool.clip_decoder.weight"] = torch.ones(1)
+    save_file(others, tmp_path / "encoder" / "model.safetensors", metadata={"format": "pt"})
+    info = AutoModel.from_pretrained(tmp_path / "encoder", output_loading_info=True)[1]
+    assert set(info["unexpected_keys"]) == {"decoder.weight", "pool.clip_decoder.weight"}
     config = json.loads((tmp_path / "ours" / "config.json").read_text())
     assert config["architectures"] == ["VideoMambaModel"]
     assert (tmp_path / "ours" / f"{config['auto_map']['AutoModel'].split('.')[0]}.py").is_file()  # remote code

@@ -9,6 +9,7 @@ import pytest
 import torch
 from PIL import Image
 from safetensors.torch import load_file
+from transformers import AutoProcessor, BertConfig, BertForMaskedLM
 
 from modeling_video_ma2mba import VideoMambaMultiModalModel
 from modeling_video_ma2mba.eval.retrieval import main as retrieve
@@ -25,6 +26,7 @@ from modeling_video_ma2mba.train.read_captions import CaptionedClip
 from modeling_video_ma2mba.train.run_multimodal import main
 from modeling_video_ma2mba.train.samples import Media
 from tests.modeling_video_ma2mba.multimodal_model import batch, tiny_config, tiny_model, tiny_processor
+from tests.modeling_video_ma2mba.videomamba_reference import published
 
 TEXT = (
     "text={hidden_size: 16, num_hidden_layers: 2, num_attention_heads: 2, intermediate_size: 16, "
@@ -178,6 +180,75 @@ def test_masks_with_the_small_models_tower_on_images_and_videos(data, tmp_path):
     assert "vision_encoder.clip_decoder.0.head.weight" in kept
     model = VideoMambaMultiModalModel.from_pretrained(tmp_path / "out")
     assert not any("clip_decoder" in name for name in model.state_dict())
+
+
+def bert(folder, **changes):
+    """Save a BERT of the size of the recipe in `words`, with a tokenizer of 19 words; return the folder."""
+    torch.manual_seed(1)
+    fields = {"hidden_size": 16, "num_hidden_layers": 2, "num_attention_heads": 2, "intermediate_size": 16}
+    model = BertForMaskedLM(BertConfig(**{**fields, "vocab_size": 19, "max_position_embeddings": 40, **changes}))
+    model.save_pretrained(folder)
+    tiny_processor().tokenizer.save_pretrained(folder)
+    return folder
+
+
+def still(*more):
+    """Options with which one step leaves the weights where they were."""
+    return [*more, "--override", "learning_rate=1e-9", "--override", "max_steps=1", "--override", "warmup_epochs=0"]
+
+
+@pytest.mark.parametrize("family", ["masked", "video", "image", "multi_modal"])
+def test_it_begins_with_a_vision_encoder(data, tmp_path, family):
+    """Of any published file; frames and positions are those of the recipe."""
+    tensors = published(family=family, width=16)
+    torch.save({"model": tensors}, tmp_path / "vision.pth")
+    assert main(words(data, tmp_path / "out", *still("--vision-from", str(tmp_path / "vision.pth")))) == 0
+    ours = load_file(tmp_path / "out" / "model.safetensors")
+    prefix = "vision_encoder." if family == "multi_modal" else ""
+    name = "layers.1.mixer.in_proj.weight"
+    torch.testing.assert_close(ours[f"vision_encoder.{name}"], tensors[prefix + name], rtol=0, atol=1e-6)
+    norm = "norm_f.weight" if family in ("video", "image") else "norm.weight"
+    torch.testing.assert_close(ours["vision_encoder.norm_f.weight"], tensors[prefix + norm], rtol=0, atol=1e-6)
+    assert ours["vision_encoder.temporal_pos_embedding"].shape == (1, 2, 16)
+    assert (ours["vision_encoder.pool_norm.weight"] == 1).all() and not any("decoder.0" in name for name in ours)
+
+
+def test_it_begins_with_a_bert_and_its_tokenizer(data, tmp_path):
+    folder = bert(tmp_path / "bert")
+    assert main(words(data, tmp_path / "out", *still("--text-from", str(folder)))) == 0
+    ours, theirs = load_file(tmp_path / "out" / "model.safetensors"), load_file(folder / "model.safetensors")
+    assert all(torch.allclose(ours[f"text_encoder.{name}"], one, atol=1e-6) for name, one in theirs.items())
+    assert ours["text_encoder.bert.encoder.layer.1.crossattention.self.key.weight"].shape == (16, 16)
+    processor = AutoProcessor.from_pretrained(tmp_path / "out")
+    assert processor(text="a red circle")["input_ids"].tolist() == [[2, 5, 6, 9, 3]]
+
+
+def test_encoders_that_do_not_fit_get_one_line(data, tmp_path, capsys):
+    BertForMaskedLM.from_pretrained(bert(tmp_path / "tower")).bert.save_pretrained(tmp_path / "tower")
+    bert(tmp_path / "small", vocab_size=18)
+    bert(tmp_path / "short", max_position_embeddings=9)
+    (tmp_path / "empty").mkdir()
+    for name, given in (("wide", published(width=32)), ("deep", published(width=16, depth=3))):
+        torch.save(given, tmp_path / f"{name}.pth")
+    torch.save(published(width=16, tubelet=2), tmp_path / "tubelet.pth")
+    bert(tmp_path / "damaged")
+    weights = tmp_path / "damaged" / "model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:900])
+    for option, name, message in (
+        ("text", "tower", "its weights lack cls.predictions."),
+        ("text", "small", "a text encoder of 18 words and 40 positions cannot read 19 words"),
+        ("text", "short", "9 positions cannot read 19 words and 32 positions"),
+        ("text", "empty", "has no tokenizer that can be read"),
+        ("text", "damaged", "damaged"),
+        ("vision", "wide.pth", "has other sizes than the recipe"),
+        ("vision", "deep.pth", "does not fit the recipe, e.g. layers.2."),
+        ("vision", "tubelet.pth", "has other sizes than the recipe"),
+        ("vision", "empty", "no weights"),
+    ):
+        more = still(f"--{option}-from", str(tmp_path / name))
+        assert main(words(data, tmp_path / "out", *more)) == 2, name
+        error = capsys.readouterr().err.strip().splitlines()[-1]
+        assert error.startswith("videomamba_multimodal: error: ") and message in error, error
 
 
 @pytest.mark.parametrize(
