@@ -139,6 +139,27 @@ def _parser() -> argparse.ArgumentParser:
     needle = commands.add_parser("needle", help="hide needles in long videos and ask about them: a test of memory")
     _eval_file("needle").add_arguments(needle)
 
+    card = commands.add_parser("card", help="write the card of a model folder, from what its files say")
+    card.add_argument("folder", help="model folder; README.md is written into it")
+    card.add_argument("repo_id", help="name that it will have on the Hub, such as me/mine")
+    card.add_argument(
+        "--license", required=True, help="of the weights, in the Hub's words: apache-2.0, mit, other, ..."
+    )
+    card.add_argument("--results", help="folder of a run of `video-ma2mba eval`")
+    card.set_defaults(run=_card)
+
+    push = commands.add_parser(
+        "push",
+        help="check a model folder and upload it to the Hub, with the code that loads it",
+        description="Upload weights, config, processor, card and code in one commit, with the token that "
+        "`hf auth login` or HF_TOKEN gave. A new repository is private.",
+    )
+    push.add_argument("folder", help="model folder with a card (README.md)")
+    push.add_argument("repo_id", help="repository, such as me/mine")
+    push.add_argument("--dry-run", action="store_true", help="check, list the files with their sizes, send nothing")
+    push.add_argument("--public", action="store_true", help="make a new repository public")
+    push.set_defaults(run=_push)
+
     env = commands.add_parser("env", help="print what this machine would use, and why")
     env.set_defaults(run=_env)
     return parser
@@ -346,6 +367,25 @@ def _data_check(arguments: argparse.Namespace) -> int:
     found = check_data(arguments.data, recipe, arguments.model)
     memory = memory_line(found, recipe, arguments.model, budget)
     print("\n".join(found.lines(recipe, memory, arguments.tokens_per_second)))
+    return 0
+
+
+def _card(arguments: argparse.Namespace) -> int:
+    from modeling_video_ma2mba.hub_cards.card import PLACEHOLDER, write_card
+
+    path = write_card(arguments.folder, arguments.repo_id, arguments.license, arguments.results)
+    print(f"wrote {path}")
+    for number, line in enumerate(path.read_text(encoding="utf-8").splitlines(), 1):
+        if PLACEHOLDER in line:
+            print(f"line {number}: {line[line.index(PLACEHOLDER) :]}")
+    return 0
+
+
+def _push(arguments: argparse.Namespace) -> int:
+    from modeling_video_ma2mba.hub_cards.push import push_to_hub, upload_text
+
+    upload = push_to_hub(arguments.folder, arguments.repo_id, public=arguments.public, dry_run=arguments.dry_run)
+    print(upload_text(upload, arguments.repo_id))
     return 0
 
 

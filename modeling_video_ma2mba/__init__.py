@@ -76,6 +76,9 @@ PIPELINE_REGISTRY.register_pipeline(
 )
 
 # Saved folders carry the code of these classes (hub_folder.py).
+Ma2mbaConfig.register_for_auto_class()
+Ma2mbaModel.register_for_auto_class("AutoModel")
+Ma2mbaForCausalLM.register_for_auto_class("AutoModelForCausalLM")
 VideoMa2mbaConfig.register_for_auto_class()
 VideoMa2mbaForConditionalGeneration.register_for_auto_class("AutoModelForImageTextToText")
 VideoMa2mbaModel.register_for_auto_class("AutoModel")

@@ -21,7 +21,7 @@ _SHORTEST = 128
 _MOST_SEGMENTS = 2048
 _FRAMES = (16, 8, 4, 2, 1)
 # Predictions are good to a tenth.
-_RESERVE = 0.92
+RESERVE = 0.92
 
 
 class NoPlanFits(ValueError):
@@ -47,7 +47,7 @@ def find_plan(
     Raises:
         NoPlanFits: naming the least that would do, and the longest sequence that fits.
     """
-    allowed, best = budget * _RESERVE, None
+    allowed, best = budget * RESERVE, None
     smallest = None
     places = ("device",) if features_only or not host_budget else ("device", "host")
     for plan in candidates(costs, sequence_length, allowed, host_budget, num_frames, places):
@@ -167,7 +167,7 @@ def _why_nothing_fits(costs, sequence_length, budget, host_budget, num_frames, s
         f"and the optimizer take {gib(held)}, and {gib(max(budget, 0))} are left for activations"
     )
     if smallest is not None:
-        least = held + smallest[1].activations / _RESERVE
+        least = held + smallest[1].activations / RESERVE
         text += f"; at this length a budget of {gib(least)} in all would do"
     longest = _longest(costs, sequence_length, budget, host_budget, num_frames, places)
     if longest:
@@ -181,8 +181,8 @@ def _longest(costs, sequence_length, budget, host_budget, num_frames, places) ->
     while length > 16:
         length = int(length / 1.3)
         frames = num_frames * length // sequence_length
-        for plan in candidates(costs, length, budget * _RESERVE, host_budget, frames, places):
+        for plan in candidates(costs, length, budget * RESERVE, host_budget, frames, places):
             cost = predict(plan, costs, frames)
-            if cost.host <= host_budget and cost.activations <= budget * _RESERVE:
+            if cost.host <= host_budget and cost.activations <= budget * RESERVE:
                 return length
     return 0

@@ -29,7 +29,7 @@ from .modeling_ma2mba import Ma2mbaModel
 DEVICES = {
     "h200": 141e9, "h100": 80e9, "a100": 80e9, "a100-40": 40e9, "l40s": 48e9, "rtx4090": 24e9, "rtx3090": 24e9,
 }  # fmt: skip
-_LEFT_ALONE = 0.05
+LEFT_ALONE = 0.05
 # Words of a question and an answer around a video.
 _WORDS = 300
 # Shorter segments are left to the planner: they need the least memory, and leave a GPU idle.
@@ -176,7 +176,7 @@ def ask(
         frames = tokens // per_frame if is_video else 0  # the most they can cost
     here = torch.device("cuda" if torch.cuda.is_available() else "cpu")
     if budget is None:
-        budget = int((1 - _LEFT_ALONE) * (free_bytes(here) if device == "here" else DEVICES[device]))
+        budget = int((1 - LEFT_ALONE) * (free_bytes(here) if device == "here" else DEVICES[device]))
     if device == "here":
         costs = _measured(config, batch_size, dtype, here, tower_is_trained)
     else:

@@ -58,6 +58,7 @@ def read_mamba2_config(folder: str | Path, vocab_size: int) -> Ma2mbaConfig:
         try:
             config = Ma2mbaConfig.from_pretrained(folder)
             config.vocab_size = vocab_size
+            config.__dict__.pop("auto_map", None)  # it names the code in that folder
         except (StrictDataclassError, ValueError, TypeError, AttributeError, OverflowError) as error:
             raise ConversionError(f"{folder}/config.json: {error}") from error
         return config

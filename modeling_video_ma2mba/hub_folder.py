@@ -10,6 +10,11 @@ from transformers import PreTrainedConfig
 
 # Auto class -> "file.Class", by model_type.
 _AUTO_MAPS = {
+    "ma2mba": {
+        "AutoConfig": "configuration_video_ma2mba.Ma2mbaConfig",
+        "AutoModel": "modeling_ma2mba.Ma2mbaModel",
+        "AutoModelForCausalLM": "modeling_ma2mba.Ma2mbaForCausalLM",
+    },
     "video_ma2mba": {
         "AutoConfig": "configuration_video_ma2mba.VideoMa2mbaConfig",
         "AutoModel": "modeling_video_ma2mba.VideoMa2mbaModel",
@@ -53,16 +58,26 @@ def own_class(model) -> Iterator[None]:
         model.__class__ = engines
 
 
+def code_names(model_type: str) -> dict[str, dict]:
+    """Return what the config of a saved folder says of its code: `auto_map`, and `custom_pipelines` if it has any.
+
+    Raises:
+        KeyError: a `model_type` that is not one of this package's.
+    """
+    names = {"auto_map": dict(_AUTO_MAPS[model_type])}
+    if model_type in _CUSTOM_PIPELINES:
+        names["custom_pipelines"] = dict(_CUSTOM_PIPELINES[model_type])
+    return names
+
+
 @contextmanager
 def code_in_config(config: PreTrainedConfig) -> Iterator[None]:
     """Name the classes that Auto classes and pipelines find in the folder, while the config is being saved."""
-    config.auto_map = dict(_AUTO_MAPS[config.model_type])
-    pipelines = _CUSTOM_PIPELINES.get(config.model_type)
-    if pipelines:
-        config.custom_pipelines = dict(pipelines)
+    names = code_names(config.model_type)
+    for field, value in names.items():
+        setattr(config, field, value)
     try:
         yield
     finally:
-        del config.auto_map
-        if pipelines:
-            del config.custom_pipelines
+        for field in names:
+            delattr(config, field)

@@ -25,6 +25,7 @@ from transformers.utils.generic import can_return_tuple
 from .checkpointing import CheckpointingMixin
 from .configuration_video_ma2mba import Ma2mbaConfig
 from .generation_video_ma2mba import Ma2mbaGenerationMixin
+from .hub_folder import code_in_config, own_class
 from .kernels import Backend, at_least_fp32, causal_conv, choose_backend, max_segment_tokens, ssd
 from .language_model_outputs import causal_lm_outputs, model_outputs
 from .norms import Ma2mbaRMSNorm
@@ -180,6 +181,11 @@ class Ma2mbaPreTrainedModel(CheckpointingMixin, PreTrainedModel):
     _skip_keys_device_placement = ("past_key_values",)
     _keep_in_fp32_modules_strict = _FP32_PARAMETERS
     _is_stateful = True
+
+    def save_pretrained(self, save_directory, **kwargs):
+        """As transformers' own; the folder also carries the code, for `trust_remote_code=True` elsewhere."""
+        with code_in_config(self.config), own_class(self):
+            super().save_pretrained(save_directory, **kwargs)
 
     @torch.no_grad()
     def _init_weights(self, module):

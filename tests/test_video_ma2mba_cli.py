@@ -45,7 +45,7 @@ def video(tmp_path_factory):
 
 def test_help_is_instant():
     seconds = []
-    names = "demo watch ask chat page convert plan eval needle env".split()
+    names = "demo watch ask chat page convert plan eval needle card push env".split()
     for command in ([], *([name] for name in names), ["eval", "compare"]):
         start = time.perf_counter()
         done = subprocess.run(
@@ -53,7 +53,7 @@ def test_help_is_instant():
         )
         seconds.append(time.perf_counter() - start)
         assert done.returncode == 0 and "usage: video-ma2mba" in done.stdout
-    # The best of twelve: a busy machine may slow one start, not all.
+    # The best of fourteen: a busy machine may slow one start, not all.
     assert min(seconds) < 0.3
 
 
@@ -96,6 +96,8 @@ def test_commands_and_options_are_frozen():
             "--depths", "--device", "--distractors", "--dtype", "--fps", "--help", "--lengths", "--model",
             "--needles", "--output", "--rows", "--seed", "--trials", "--video",
         ],
+        "card": ["--help", "--license", "--results", "folder", "repo_id"],
+        "push": ["--dry-run", "--help", "--public", "folder", "repo_id"],
         "env": ["--help"],
     }  # fmt: skip
 
