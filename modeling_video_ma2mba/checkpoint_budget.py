@@ -11,6 +11,8 @@ from pathlib import Path
 
 import torch
 
+from .quantised_weights import stored_tensors
+
 # Left alone on the device, of what is free: the allocator's own losses, and what others take meanwhile.
 _MARGIN = 0.05
 
@@ -41,7 +43,7 @@ class HeldBytes:
         optimizer = 2 * gradients if optimizer_bytes is None else optimizer_bytes
         existing = sum(t.grad.nbytes for t in trained if t.grad is not None)
         return cls(
-            weights=sum(t.nbytes for t in tensors),
+            weights=sum(part.nbytes for t in tensors for part in stored_tensors(t)),
             gradients=gradients,
             sums=sums,
             optimizer=optimizer,

@@ -176,7 +176,7 @@ def _vision_facts(vision) -> dict:
         "frames_per_clip": config.frames_per_clip,
         "feature_bytes": config.tokens_per_frame
         * config.vision_config.hidden_size
-        * vision.multi_modal_projector.linear_1.weight.element_size(),
+        * vision.multi_modal_projector.dtype.itemsize,
     }
 
 
@@ -246,17 +246,17 @@ def _frame_counts(vision) -> tuple[int, ...]:
 
 def _measure_frames(vision, count: int) -> VisionCost:
     config, tower, projector = vision.config, vision.vision_tower, vision.multi_modal_projector
-    weight, size = projector.linear_1.weight, config.vision_config.image_size
+    size = config.vision_config.image_size
     frames = frame_sequence(config, torch.zeros(1, count, 3, size, size, dtype=torch.uint8), "pixel_values_videos")
     trained = [p for module in (tower, projector) for p in module.parameters() if p.requires_grad]
     tower_is_trained = any(p.requires_grad for p in tower.parameters())
 
     def encode():
-        pixels = frames.load(0, count, weight.device, tower.dtype)
+        pixels = frames.load(0, count, projector.device, tower.dtype)
         features = encode_frames(
             tower, pixels, config.feature_layers_run, config.spatial_pool_stride, config.frames_per_clip
         )
-        return features.to(weight.dtype)
+        return features.to(projector.dtype)
 
     def plain():
         with torch.no_grad():
@@ -272,10 +272,10 @@ def _measure_frames(vision, count: int) -> VisionCost:
 
     peaks, seconds = [0.0, 0.0], [0.0, 0.0]
     for k, function in enumerate((plain, graph) if trained else (plain,)):
-        with MemoryMeter(weight.device) as meter:
+        with MemoryMeter(projector.device) as meter:
             function()
             peaks[k] = meter.peak
-        seconds[k] = _seconds(weight.device, function)
+        seconds[k] = _seconds(projector.device, function)
     return VisionCost(*peaks, *seconds)
 
 

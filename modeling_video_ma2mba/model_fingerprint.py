@@ -6,6 +6,8 @@ import json
 import torch
 from torch import nn
 
+from .quantised_weights import stored_tensors
+
 # Numbers taken of each parameter, evenly spaced: enough for any training step to show somewhere.
 SAMPLES = 64
 # These are fp32 whatever the model's dtype, so they are compared exactly.
@@ -33,15 +35,20 @@ def model_fingerprint(model: nn.Module) -> str:
     settings["parameters"] = [[name, list(parameter.shape)] for name, parameter in parameters]
     digest = hashlib.sha256(json.dumps(settings, sort_keys=True).encode())
     device = parameters[0][1].device
-    samples = [_sample(name, p).to(device) for name, p in parameters if p.device.type != "meta"]
+    samples = [
+        _sample(name, part).to(device)
+        for name, parameter in parameters
+        if parameter.device.type != "meta"
+        for part in stored_tensors(parameter)
+    ]
     if samples:
         digest.update(torch.cat(samples).cpu().numpy().tobytes())
     return digest.hexdigest()
 
 
-def _sample(name: str, parameter: nn.Parameter) -> torch.Tensor:
+def _sample(name: str, tensor: torch.Tensor) -> torch.Tensor:
     """Return at most `SAMPLES` numbers, 1-D fp32."""
-    flat = parameter.detach().reshape(-1)
+    flat = tensor.detach().reshape(-1)
     numbers = flat[:: -(-flat.numel() // SAMPLES) or 1]
     if name.rpartition(".")[2] not in _EXACT:
         numbers = numbers.to(torch.bfloat16)

@@ -46,6 +46,15 @@ class VideoMa2mbaProjector(nn.Module):
         self.act = ACT2FN[config.projector_hidden_act]
         self.linear_2 = nn.Linear(width, width)
 
+    @property
+    def dtype(self) -> torch.dtype:
+        """What it computes in: its biases' dtype, for weights may be quantised."""
+        return self.linear_1.bias.dtype
+
+    @property
+    def device(self) -> torch.device:
+        return self.linear_1.bias.device
+
     def forward(self, features: torch.Tensor) -> torch.Tensor:
         """(..., vision width) -> (..., D)"""
         return self.linear_2(self.act(self.linear_1(features)))
@@ -146,9 +155,9 @@ class VideoMa2mbaModel(VideoMa2mbaPreTrainedModel):
         return tuple(masks)
 
     def _features(self, frames: FrameSequence) -> BaseModelOutputWithPooling:
-        weight = self.multi_modal_projector.linear_1.weight
+        device = self.multi_modal_projector.device
         parts = [
-            self.encode_pixels(frames.load(i, j, weight.device, self.vision_tower.dtype), clip)
+            self.encode_pixels(frames.load(i, j, device, self.vision_tower.dtype), clip)
             for i, j, clip in frames.batches(0, len(frames), FRAMES_PER_BATCH)
         ]
         return BaseModelOutputWithPooling(pooler_output=torch.cat(parts))
@@ -159,7 +168,7 @@ class VideoMa2mbaModel(VideoMa2mbaPreTrainedModel):
         features = encode_frames(
             self.vision_tower, pixels, config.feature_layers_run, config.spatial_pool_stride, frames_per_clip
         )
-        return self.multi_modal_projector(features.to(self.multi_modal_projector.linear_1.weight.dtype))
+        return self.multi_modal_projector(features.to(self.multi_modal_projector.dtype))
 
     @can_return_tuple
     def forward(

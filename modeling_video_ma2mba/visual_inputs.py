@@ -170,19 +170,19 @@ class VisualInputs(TextInputs):
     def _features(self, visual, first: int, end: int, clip: int, tokens: slice) -> torch.Tensor:
         """Return the pooled features of visual tokens of frames first..end, clips of `clip`, (n, vision width)."""
         frames, _, kept = visual
-        weight = self.model.multi_modal_projector.linear_1.weight
+        projector = self.model.multi_modal_projector
         needs_graph = torch.is_grad_enabled() and self._tower_is_trained
         if not needs_graph and all(frame in kept for frame in range(first, end)):
-            features = [kept[frame].to(weight.device, non_blocking=True) for frame in range(first, end)]
+            features = [kept[frame].to(projector.device, non_blocking=True) for frame in range(first, end)]
             return torch.cat(features)[tokens]
-        before = RandomState(weight.device)
-        pixels = frames.load(first, end, weight.device, self.model.vision_tower.dtype)
+        before = RandomState(projector.device)
+        pixels = frames.load(first, end, projector.device, self.model.vision_tower.dtype)
         features = encode_frames(
             self.model.vision_tower, pixels, self.config.feature_layers_run, self.config.spatial_pool_stride, clip
         )  # (F, V, vision width)
-        features = features.to(weight.dtype)
+        features = features.to(projector.dtype)
         # With dropout a frame differs each time: only running it again repeats what a segment has seen of it.
-        if self.keep_features and RandomState(weight.device).equals(before):
+        if self.keep_features and RandomState(projector.device).equals(before):
             for frame in range(first, end):
                 if frame not in kept:
                     kept[frame] = self.host.like(features[frame - first])
