@@ -10,8 +10,7 @@ import pytest
 import torch
 from PIL import Image
 
-from modeling_video_ma2mba.train.synthetic_video import numbered_frames, write_video
-from tests.eval import byte_model
+from modeling_video_ma2mba.train.synthetic_video import numbered_frames
 
 NAME = "modeling_video_ma2mba.eval.vlmevalkit_plugin"
 IS_REAL = importlib.util.find_spec("vlmeval") is not None
@@ -36,26 +35,9 @@ def plugin():
         sys.modules.pop(NAME)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("bytes")
-    byte_model.save(path)
-    return str(path)
-
-
-@pytest.fixture(scope="module")
-def films(tmp_path_factory):
-    """Two videos of 4 s, and one that is none."""
-    path = tmp_path_factory.mktemp("films")
-    for index in range(2):
-        write_video(path / f"{index}.mp4", numbered_frames(8, 64, 64 + 32 * index), fps=2)
-    (path / "broken.mp4").write_bytes(b"no video")
-    return [str(path / name) for name in ("0.mp4", "1.mp4", "broken.mp4")]
-
-
 @pytest.fixture
-def model(plugin, folder):
-    return plugin.VideoMa2mba(folder, max_new_tokens=5, device="cpu")
+def model(plugin, byte_folder):
+    return plugin.VideoMa2mba(byte_folder, max_new_tokens=5, device="cpu")
 
 
 def text(value, **more):
