@@ -55,7 +55,7 @@ def mean_interval(
 
 
 def paired_difference(
-    first: Sequence[float], second: Sequence[float], clusters: Sequence[Hashable], seed: int = SEED
+    first: Sequence[float], second: Sequence[float], clusters: Sequence[Hashable]
 ) -> tuple[float, tuple[float, float] | None, float]:
     """Return how much higher the second run's mean is, the 95 % interval of that, and the two-sided p-value.
 
@@ -70,11 +70,11 @@ def paired_difference(
     differences = np.asarray(second, dtype=np.float64) - np.asarray(first, dtype=np.float64)
     interval = None
     if len(set(differences.tolist())) > 1:
-        interval = mean_interval(differences, clusters, seed=seed)
+        interval = mean_interval(differences, clusters)
     totals = _totals(differences, clusters, None)[0][0]  # (G,)
     observed = abs(totals.sum()) - 1e-9  # sums in another order differ by rounding
     is_exact = len(totals) <= MOST_EXACT
-    signs = _all_signs(len(totals)) if is_exact else _random_signs(len(totals), seed)
+    signs = _all_signs(len(totals)) if is_exact else _random_signs(len(totals))
     far = sum(int((np.abs(drawn @ totals) >= observed).sum()) for drawn in signs)
     p_value = far / 2 ** len(totals) if is_exact else (1 + far) / (1 + RESAMPLES)
     return float(differences.mean()), interval, float(p_value)
@@ -106,9 +106,9 @@ def _draws(count: int, seed: int) -> Iterator[np.ndarray]:
     yield from _in_pieces(count, lambda rows: random.multinomial(count, np.full(count, 1 / count), size=rows))
 
 
-def _random_signs(count: int, seed: int) -> Iterator[np.ndarray]:
+def _random_signs(count: int) -> Iterator[np.ndarray]:
     """Yield -1 or 1 for each cluster, (R, G)."""
-    random = np.random.default_rng(seed)
+    random = np.random.default_rng(SEED)
     yield from _in_pieces(count, lambda rows: random.integers(0, 2, size=(rows, count)) * 2 - 1)
 
 

@@ -12,7 +12,7 @@ from transformers import pipeline
 from transformers.utils import logging
 
 from modeling_video_ma2mba.eval.intervals import wilson_interval
-from modeling_video_ma2mba.eval.scene_answers import Answer, answer, read_questions
+from modeling_video_ma2mba.eval.scene_answers import MAX_NEW_TOKENS, Answer, answer, read_questions
 from modeling_video_ma2mba.train.make_synthetic_data import Plan, write_data
 
 FRAMES = (16, 32, 64)
@@ -35,7 +35,7 @@ def run_demo(output: str, seed: int, questions: int) -> int:
     qa = pipeline("video-qa")
     start = time.perf_counter()
     answers = [
-        answer(one, qa(video=str(one.video), question=one.question, max_new_tokens=12)["answer"])
+        answer(one, qa(video=str(one.video), question=one.question, max_new_tokens=MAX_NEW_TOKENS)["answer"])
         for one in tqdm(asked, desc="asking", unit="question")
     ]
     seconds = time.perf_counter() - start

@@ -11,7 +11,6 @@ ones, it has seen.
 import argparse
 import json
 import sys
-from datetime import UTC, datetime
 from pathlib import Path
 
 # As in scene_answers.py, whose import takes seconds.
@@ -71,6 +70,7 @@ def run(options: argparse.Namespace) -> None:
         training_questions,
     )
     from modeling_video_ma2mba.processing.frame_sampling import check_sampling
+    from modeling_video_ma2mba.processing.load_model import load_model
 
     for number in options.num_frames:
         check_sampling(num_frames=number)
@@ -80,7 +80,7 @@ def run(options: argparse.Namespace) -> None:
     options.output.open("a").close()
     facts = _facts(options)
 
-    model, processor = _load(folder)
+    model, processor = load_model(str(folder))
     common = {"batch_size": options.batch_size, "limit": options.limit}
     answers = evaluate_controls(model, processor, options.data, options.controls, **common)
     for number in options.num_frames:
@@ -106,38 +106,10 @@ def run(options: argparse.Namespace) -> None:
 
 def _facts(options: argparse.Namespace) -> dict:
     """Return what is needed to do it again."""
-    from modeling_video_ma2mba.environment import describe_environment
+    from modeling_video_ma2mba.eval.results import provenance
 
     settings = {name: str(given) if isinstance(given, Path) else given for name, given in vars(options).items()}
-    return {
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "settings": settings,
-        "versions": {what: choice for what, choice, _ in describe_environment()},
-        "commit": _commit(),
-    }
-
-
-def _commit() -> dict | None:
-    """Return the commit of a checkout; an installed package has no `benchmarks` and none."""
-    try:
-        from modeling_video_ma2mba.benchmarks.result import git_commit
-    except ImportError:
-        return None
-    return git_commit()
-
-
-def _load(path: Path):
-    """Return model and processor, on a GPU where there is one."""
-    import torch
-    from transformers import AutoModelForImageTextToText, AutoProcessor
-    from transformers.utils import logging
-
-    import modeling_video_ma2mba  # noqa: F401 - registers the Auto classes
-
-    has_gpu = torch.cuda.is_available()
-    logging.disable_progress_bar()
-    model = AutoModelForImageTextToText.from_pretrained(path, dtype=torch.bfloat16 if has_gpu else torch.float32)
-    return model.to("cuda" if has_gpu else "cpu").eval(), AutoProcessor.from_pretrained(path)
+    return {"settings": settings, **provenance()}
 
 
 if __name__ == "__main__":

@@ -19,15 +19,15 @@ from PIL import Image
 from tqdm import tqdm
 
 from modeling_video_ma2mba import VideoMemory
-from modeling_video_ma2mba.eval.ma2mba_answerer import Ma2mbaAnswerer
+from modeling_video_ma2mba.eval.ma2mba_answerer import Ma2mbaAnswerer, common_length
 from modeling_video_ma2mba.eval.samples import View
+from modeling_video_ma2mba.pipeline_video_qa import DEFAULT_MAX_NEW_TOKENS
 from modeling_video_ma2mba.processing.load_model import load_model
 from modeling_video_ma2mba.processing.video_errors import VideoReadError
 from modeling_video_ma2mba.video_chat import answer, conversation
 
 logger = logging.getLogger(__name__)
 
-MAX_NEW_TOKENS = 128  # where a task names no limit
 # Of a task's `generation_kwargs`; image_aspect_ratio and the like are for other models' processors.
 _GREEDY = {"do_sample": (None, False), "temperature": (None, 0), "num_beams": (None, 1)}
 
@@ -141,7 +141,7 @@ class VideoMa2mbaSimple(lmms):
                 raise ValueError(f"{name}={settings[name]}: answers are greedy here; leave it out of the task")
         stops = settings.get("until") or []
         return {
-            "max_new_tokens": settings.get("max_new_tokens") or MAX_NEW_TOKENS,
+            "max_new_tokens": settings.get("max_new_tokens") or DEFAULT_MAX_NEW_TOKENS,
             "until": [stops] if isinstance(stops, str) else list(stops),
         }
 
@@ -208,7 +208,7 @@ class VideoMa2mbaSimple(lmms):
         for asked, continuation in batch:
             prompt, ids = (self._ids(memory, asked.prompt, start) for start in ("", continuation))
             # The words may melt into what is before them: what differs is the continuation.
-            start = next((i for i, pair in enumerate(zip(prompt, ids)) if pair[0] != pair[1]), len(prompt))
+            start = common_length([prompt, ids])
             targets = torch.tensor(ids[start:], device=self.device)
             if not start or not len(targets):
                 raise ValueError(f"the continuation {continuation!r:.40} has no tokens of its own")

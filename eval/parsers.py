@@ -176,16 +176,16 @@ def read_choice(text: str, options: Sequence[str]) -> str | None:
     """
     text = text.strip()
     letters = LETTERS[: len(options)]
-    plain = [_plain(option) for option in options]
+    plain = [short_answer(option) for option in options]
     # A letter with its option is beyond doubt, whatever letters stand in the option.
     whole = re.match(rf"^\s*(?:{_PHRASE}\s*)?\(?([A-Za-z])[).:]?\s+(.+)$", text, re.IGNORECASE | re.DOTALL)
-    if whole and whole[1].upper() in letters and _plain(whole[2]) == plain[letters.index(whole[1].upper())]:
+    if whole and whole[1].upper() in letters and short_answer(whole[2]) == plain[letters.index(whole[1].upper())]:
         return whole[1].upper()
     found = itertools.chain.from_iterable(rule.finditer(text) for rule in (_HEAD, _SAID, _IN_BRACKETS))
     claims = {next(filter(None, claim.groups())).upper() for claim in found}
     if claims:
         return claims.pop() if len(claims) == 1 and claims <= set(letters) else None
-    named = [letter for letter, option in zip(letters, plain) if option and option == _plain(text)]
+    named = [letter for letter, option in zip(letters, plain) if option and option == short_answer(text)]
     return named[0] if len(named) == 1 else None
 
 
@@ -194,15 +194,11 @@ def said_choice(text: str, sample: Sample) -> str | None:
     return read_choice(_behind_bracket(text.strip(), sample), sample.options)
 
 
-def short_answer(text: str) -> str:
-    """Return a short answer so that it can be compared: lower case, single blanks, no marks around."""
-    return _plain(text)
-
-
 def _behind_bracket(text: str, sample: Sample) -> str:
     """Put the bracket that a prefix opened before what was said behind it."""
     return f"({text}" if sample.prefix.endswith("(") and not text.startswith("(") else text
 
 
-def _plain(text: str) -> str:
+def short_answer(text: str) -> str:
+    """Return a short answer so that it can be compared: lower case, single blanks, no marks around."""
     return " ".join(text.casefold().split()).strip(" .,;:!?\"'")

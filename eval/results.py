@@ -71,11 +71,9 @@ def make_result(
             tasks[task.name]["judged"] = judged_figures(judge, task, samples, given)
     return {
         "format": FORMAT,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        **provenance(),
         "settings": dict(settings),
         "statistics": {"confidence": CONFIDENCE, "resamples": RESAMPLES, "seed": SEED, "clusters": "videos"},
-        "versions": {what: choice for what, choice, _ in describe_environment()},
-        "commit": code_commit(),
         "tasks": tasks,
     }
 
@@ -115,6 +113,15 @@ def read_result(path: Path) -> dict[str, Any]:
             if bad:
                 raise ValueError(f"{path}: damaged: task {name!r:.60}, sample {number}: {', '.join(bad)}")
     return result
+
+
+def provenance() -> dict[str, Any]:
+    """Return "date", "versions" of what matters and "commit": by what, and when, a result was made."""
+    return {
+        "date": datetime.now(UTC).isoformat(timespec="seconds"),
+        "versions": {what: choice for what, choice, _ in describe_environment()},
+        "commit": code_commit(),
+    }
 
 
 def code_commit() -> dict | None:

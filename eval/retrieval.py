@@ -222,19 +222,10 @@ def _load(folder: Path, device: str):
 
 
 def _facts(options: argparse.Namespace) -> dict[str, Any]:
-    from datetime import UTC, datetime
-
-    from modeling_video_ma2mba.environment import describe_environment
-    from modeling_video_ma2mba.eval.results import code_commit
+    from modeling_video_ma2mba.eval.results import provenance
 
     given = {name: str(value) if isinstance(value, Path) else value for name, value in vars(options).items()}
-    return {
-        "format": FORMAT,
-        "date": datetime.now(UTC).isoformat(timespec="seconds"),
-        "options": given,
-        "versions": {what: choice for what, choice, _ in describe_environment()},
-        "commit": code_commit(),
-    }
+    return {"format": FORMAT, "options": given, **provenance()}
 
 
 if __name__ == "__main__":

@@ -29,7 +29,7 @@ class View:
         video: a video file, or a folder of numbered pictures at `folder_fps`.
         start, end: part to show, in seconds; None: from the first or to the last frame.
         fps, num_frames: sampling, one of the two; `fps=1` is every second.
-        sampling: "model" (ARCHITECTURE's rule, or uniform), or the name of a benchmark's own rule.
+        sampling: "model" (`frame_sampling.sample_times`), or the name of a benchmark's own rule.
         subtitles: shown between the frames, by the task's rule; empty: none.
         system: text of the system turn; None: the chat template's own.
     """
@@ -112,7 +112,7 @@ class Answerer(Protocol):
         """Return what has been seen, to be given to `answer` and `score_options`.
 
         Raises:
-            VideoError: the video cannot be read; it is shown as an error.
+            VideoReadError: the video cannot be read; it is shown as an error.
         """
 
     def answer(self, seen: Any, samples: Sequence[Sample]) -> list[Output]:

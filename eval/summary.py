@@ -9,18 +9,18 @@ from collections import Counter
 from collections.abc import Mapping, Sequence
 from typing import Any
 
-from modeling_video_ma2mba.eval.clusters import SEED, mean_interval
+from modeling_video_ma2mba.eval.clusters import mean_interval
 
 RULES = ("official", "strict")
 
 Row = Mapping[str, Any]
 
 
-def summarise(rows: Sequence[Row], metrics: Mapping[str, Mapping[str, Any]], seed: int = SEED) -> dict[str, Any]:
+def summarise(rows: Sequence[Row], metrics: Mapping[str, Mapping[str, Any]]) -> dict[str, Any]:
     """Return the figures of one task.
 
     Args:
-        rows: the samples. metrics: `Task.metrics`. seed: of the bootstrap.
+        rows: the samples. metrics: `Task.metrics`.
 
     Returns:
         Counts: "samples", "videos", "errors" (not answered, and in no mean), "unparsed" (answered, but nothing could
@@ -43,22 +43,22 @@ def summarise(rows: Sequence[Row], metrics: Mapping[str, Mapping[str, Any]], see
         "letters": dict(
             sorted(Counter(row["parsed"] for row in answered if row["options"] and row["parsed"]).items())
         ),
-        "metrics": {name: metric_figures(rows, rule, seed) for name, rule in metrics.items()},
+        "metrics": {name: metric_figures(rows, rule) for name, rule in metrics.items()},
         "groups": {
-            name: {value: metric_figures(inside, {}, seed) for value, inside in sorted(values.items())}
+            name: {value: metric_figures(inside, {}) for value, inside in sorted(values.items())}
             for name, values in groups.items()
         },
     }
 
 
-def metric_figures(rows: Sequence[Row], rule: Mapping[str, Any], seed: int = SEED) -> dict[str, Any]:
+def metric_figures(rows: Sequence[Row], rule: Mapping[str, Any]) -> dict[str, Any]:
     """Return the "official" and "strict" figure of one of `Task.metrics`: `{}`, `where` or `mean_over`."""
     where = rule.get("where", {}).items()
     taken = [row for row in rows if all(row["groups"].get(group) == value for group, value in where)]
-    return {kind: _figure(taken, kind, rule.get("mean_over"), seed) for kind in RULES}
+    return {kind: _figure(taken, kind, rule.get("mean_over")) for kind in RULES}
 
 
-def _figure(rows: Sequence[Row], kind: str, over: str | None, seed: int) -> dict[str, Any] | None:
+def _figure(rows: Sequence[Row], kind: str, over: str | None) -> dict[str, Any] | None:
     scored = [row for row in rows if row["error"] is None and row[kind] is not None]
     if not scored:
         return None
@@ -69,7 +69,7 @@ def _figure(rows: Sequence[Row], kind: str, over: str | None, seed: int) -> dict
     for value, group in zip(values, groups or [None] * len(values)):
         parts.setdefault(group, []).append(value)
     means = [sum(part) / len(part) for part in parts.values()]
-    low, high = mean_interval(values, clusters, groups, seed) or (None, None)
+    low, high = mean_interval(values, clusters, groups) or (None, None)
     return {
         "value": sum(means) / len(means), "low": low, "high": high,
         "samples": len(values), "videos": len(set(clusters)),

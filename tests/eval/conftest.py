@@ -13,6 +13,8 @@ from transformers import PreTrainedTokenizerFast
 from modeling_video_ma2mba import VideoMa2mbaForConditionalGeneration, VideoMa2mbaImageProcessor, VideoMa2mbaProcessor
 from modeling_video_ma2mba.train.make_synthetic_data import Plan, write_data
 from modeling_video_ma2mba.train.scene_questions import vocabulary
+from modeling_video_ma2mba.train.synthetic_video import numbered_frames, write_video
+from tests.eval import byte_model
 from tests.eval.fixtures import SAMPLES, make_benchmark
 from tests.eval.judge_server import Server
 
@@ -56,6 +58,24 @@ def benchmarks(tmp_path_factory):
     """The folder of every benchmark, by name, with two videos a part; tests must not change them."""
     folder = tmp_path_factory.mktemp("benchmarks")
     return {name: make_benchmark(name, folder / name) for name in SAMPLES}
+
+
+@pytest.fixture(scope="session")
+def byte_folder(tmp_path_factory):
+    """The folder of a tiny random model whose tokens are bytes; tests must not change it."""
+    path = tmp_path_factory.mktemp("bytes")
+    byte_model.save(path)
+    return str(path)
+
+
+@pytest.fixture(scope="session")
+def films(tmp_path_factory):
+    """The paths of two videos of 4 s, and of one that is none; tests must not change them."""
+    path = tmp_path_factory.mktemp("films")
+    for index in range(2):
+        write_video(path / f"{index}.mp4", numbered_frames(8, 64, 64 + 32 * index), fps=2)
+    (path / "broken.mp4").write_bytes(b"no video")
+    return [str(path / name) for name in ("0.mp4", "1.mp4", "broken.mp4")]
 
 
 @pytest.fixture

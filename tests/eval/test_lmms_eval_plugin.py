@@ -16,8 +16,7 @@ from PIL import Image
 
 from modeling_video_ma2mba.eval import lmms_eval_manifest
 from modeling_video_ma2mba.processing.video_reader import iter_frames
-from modeling_video_ma2mba.train.synthetic_video import numbered_frames, write_video
-from tests.eval import byte_model
+from modeling_video_ma2mba.train.synthetic_video import numbered_frames
 
 ROOT = Path(__file__).resolve().parents[2]
 IS_REAL = importlib.util.find_spec("lmms_eval") is not None
@@ -65,28 +64,11 @@ def plugin():
         sys.modules.pop(name)
 
 
-@pytest.fixture(scope="module")
-def folder(tmp_path_factory):
-    path = tmp_path_factory.mktemp("bytes")
-    byte_model.save(path)
-    return str(path)
-
-
-@pytest.fixture(scope="module")
-def films(tmp_path_factory):
-    """Two videos of 4 s, and one that is none."""
-    path = tmp_path_factory.mktemp("films")
-    for index in range(2):
-        write_video(path / f"{index}.mp4", numbered_frames(8, 64, 64 + 32 * index), fps=2)
-    (path / "broken.mp4").write_bytes(b"no video")
-    return [str(path / name) for name in ("0.mp4", "1.mp4", "broken.mp4")]
-
-
 @pytest.fixture(scope="module", params=["simple", "chat"])
-def form(request, plugin, folder):
+def form(request, plugin, byte_folder):
     """A model in one of the two forms, with `ask(rows, **settings)`: what it says to (visuals, question) rows."""
     kind = {"simple": plugin.VideoMa2mbaSimple, "chat": plugin.VideoMa2mbaChat}[request.param]
-    model = kind(folder, batch_size="2", device="cpu")
+    model = kind(byte_folder, batch_size="2", device="cpu")
 
     def ask(rows, model=model, **settings):
         model.task_dict = {"task": {"test": rows}}
@@ -199,9 +181,9 @@ def test_a_continuation_without_tokens_is_refused(form, films):
         form.loglikelihood([SimpleNamespace(args=("a", "", lambda row: row[0], 0, "task", "test"))])
 
 
-def test_a_part_of_a_video_and_a_system_text(plugin, folder, films):
+def test_a_part_of_a_video_and_a_system_text(plugin, byte_folder, films):
     """What the chat form alone can say."""
-    model = plugin.VideoMa2mbaChat(folder, fps=2.0, device="cpu")
+    model = plugin.VideoMa2mbaChat(byte_folder, fps=2.0, device="cpu")
     told = {"role": "system", "content": [{"type": "text", "text": "Be brief."}]}
     content = [
         {"type": "video", "url": films[0], "start_time": 1.0, "end_time": 3.0},
@@ -251,7 +233,7 @@ def test_the_entry_point_names_the_manifest():
 
 
 @needs_lmms_eval
-def test_lmms_eval_finds_and_makes_the_model(plugin, folder):
+def test_lmms_eval_finds_and_makes_the_model(plugin, byte_folder):
     """As its command does: the manifest in its registry, then the words of --model_args."""
     from lmms_eval.models.registry_v2 import ModelRegistryV2
 
@@ -261,7 +243,7 @@ def test_lmms_eval_finds_and_makes_the_model(plugin, folder):
     simple = registry.get_model_class("video_ma2mba", force_simple=True)
     assert simple is plugin.VideoMa2mbaSimple
     more = {"batch_size": "4", "max_batch_size": None, "device": "cpu"}
-    model = simple.create_from_arg_string(f"pretrained={folder},num_frames=3,dtype=float32", more)
+    model = simple.create_from_arg_string(f"pretrained={byte_folder},num_frames=3,dtype=float32", more)
     assert (model.num_frames, model.fps, model.batch_size, model.rank, model.world_size) == (3, None, 4, 0, 1)
     assert model.device.type == "cpu"
     model.clean()
