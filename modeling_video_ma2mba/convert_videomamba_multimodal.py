@@ -17,7 +17,7 @@ from transformers import AutoTokenizer, BertConfig, PreTrainedTokenizerBase
 
 from .checkpoint_files import ConversionError, KeyLedger
 from .configuration_videomamba_multimodal import VideoMambaMultiModalConfig
-from .convert_mamba2 import expected_shapes, load_and_save
+from .convert_mamba2 import load_and_save
 from .convert_videomamba import (
     image_processor_for,
     read_checkpoint,
@@ -72,9 +72,9 @@ def convert_videomamba_multimodal(
     if Path(source).is_dir():
         raise ConversionError(f"{source} is a folder: give a published .pth file")
     tensors = read_checkpoint(source)
-    encoder, outside = split_multi_modal(tensors, source)
-    if not encoder or not any(key.startswith(_TEXT) for key in outside):
+    if not all(any(key.startswith(part) for key in tensors) for part in (_VISION, _TEXT)):
         raise ConversionError(f"{source} has no {_VISION}* and {_TEXT}*: use convert_videomamba for an encoder alone")
+    encoder, outside = split_multi_modal(tensors, source)
     vision = read_encoder_config(encoder, source)
     set_sizes(vision, num_frames, None, image_size, source)
     text, fusion_layer = _read_text_config(tensors, source)
@@ -96,7 +96,7 @@ def convert_videomamba_multimodal(
         raise ConversionError(f"max_text_tokens={max_text_tokens} must be 3 to {text.max_position_embeddings}")
     with torch.device("meta"):
         model = VideoMambaMultiModalModel(config)
-    ledger = KeyLedger(expected_shapes(model))
+    ledger = KeyLedger({name: one.shape for name, one in model.state_dict().items() if name not in _TIED})
     pooling = {name: tensor for name, tensor in encoder.items() if name.startswith("pool_norm.")}
     for name, tensor in pooling.items():
         ledger.take(_VISION + name, _VISION + name, tensor)

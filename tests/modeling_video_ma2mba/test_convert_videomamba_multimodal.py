@@ -87,7 +87,7 @@ def test_a_file_in_16_bits_and_other_sizes(save, words, tmp_path):
         ({"vision_encoder.pool_norm.bias": None}, "missing from the source, e.g. vision_encoder.pool_norm.bias"),
         ({"vision_proj.weight": None}, "no vision_proj.weight with 2 dimensions"),
         ({"text_encoder.cls.predictions.decoder.bias": torch.ones(20)}, "differs from text_encoder.cls.predictions.b"),
-        ({"text_encoder.bert.embeddings.position_ids": torch.ones(1, 12).long()}, "position_ids has no place"),
+        ({"text_encoder.bert.embeddings.position_ids": torch.ones(1, 40).long()}, "position_ids has no place"),
         ({"text_encoder.bert.embeddings.word_embeddings.weight": torch.zeros(20, 90)}, "90 is no multiple"),
         ({"text_encoder.bert.encoder.layer.7.output.dense.bias": torch.zeros(128)}, r"layers \[0, 1, 2\]\.\.\."),
         ({"text_encoder.bert.encoder.layer.0.crossattention.x": torch.zeros(2)}, r"BERT layers \[0, 2\]: expected"),
@@ -114,8 +114,8 @@ def test_what_is_no_such_file(save, words, tmp_path):
     BertTokenizer(vocab={word: i for i, word in enumerate(WORDS)}).save_pretrained(tmp_path / "other")
     with pytest.raises(ConversionError, match="knows 19 words, the checkpoint 20"):
         convert_videomamba_multimodal(path, out, tokenizer=tmp_path / "other")
-    with pytest.raises(ConversionError, match="max_text_tokens=13 must be 3 to 12"):
-        convert_videomamba_multimodal(path, out, tokenizer=words, max_text_tokens=13)
+    with pytest.raises(ConversionError, match="max_text_tokens=41 must be 3 to 40"):
+        convert_videomamba_multimodal(path, out, tokenizer=words, max_text_tokens=41)
     with pytest.raises(ConversionError, match="is a folder: give a published"):
         convert_videomamba_multimodal(words, out, tokenizer=words)
     with pytest.raises(ConversionError, match="use convert_videomamba for an encoder alone"):

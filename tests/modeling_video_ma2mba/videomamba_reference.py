@@ -66,7 +66,7 @@ def published(
     return {name: t.to(dtype) if t.is_floating_point() else t for name, t in tensors.items()}
 
 
-def published_bert(draw, vision_width, *, layers=3, fusion=2, words=20, positions=12, inner=40):
+def published_bert(draw, vision_width, *, layers=3, fusion=2, words=20, positions=40, inner=40):
     """Return a BERT with a head of masked words, whose layers from `fusion` on have cross-attention."""
     width = TEXT_WIDTH
     sizes = {f"{name}_embeddings": n for name, n in (("word", words), ("position", positions), ("token_type", 2))}
