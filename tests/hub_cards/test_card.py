@@ -81,6 +81,7 @@ def test_a_run_and_its_results_are_told(folder, tmp_path):
     task = {
         "title": "Video-MME", "version": 1, "hub": {"dataset": "lmms-lab/Video-MME", "split": "test"},
         "summary": {"samples": 2700, "errors": 0, "metrics": {"accuracy": figure}}, "left_out": [],
+        "samples": [], "metrics": {},
     }  # fmt: skip
     settings = {"limit": None, "subtitles": False, "likelihood": False, "fps": 1.0, "frames": "1fps"}
     settings |= {"num_frames": None, "max_frames": None}
