@@ -27,7 +27,10 @@ MARKERS = {
         "<!-- benchmarks/readme_tables.py: videomamba -->\n": lambda: f"{videomamba_table()}\n",
         "<!-- benchmarks/readme_tables.py: speed -->\n": lambda: f"{scan_table()}\n\n{decoding_table()}\n",
     },
-    CARD: {"<!-- benchmarks/readme_tables.py: shipped -->\n": lambda: f"{shipped_tables()}\n"},
+    CARD: {
+        "<!-- benchmarks/readme_tables.py: shipped -->\n": lambda: f"{shipped_tables()}\n",
+        "<!-- benchmarks/readme_tables.py: memory -->\n": lambda: f"{memory_table()}\n",
+    },
 }
 END = "<!-- end -->"
 
@@ -225,6 +228,13 @@ def videomamba_table() -> str:
         means = f"{statistics.mean(right):.1f} ({each}) | {statistics.mean(told):.1f}"
         lines.append(f"| {arm} | {own[0]['parameters']:,} | {means} |")
     return "\n".join(lines)
+
+
+def memory_table() -> str:
+    """What the shipped model needs to watch and to train, by length of video; computed, not measured."""
+    from modeling_video_ma2mba.hub_cards.memory_table import memory_tables
+
+    return memory_tables(str((ROOT / CARD).parent))
 
 
 def shipped_tables() -> str:
