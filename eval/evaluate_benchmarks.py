@@ -14,18 +14,21 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from modeling_video_ma2mba.eval.figures import draw, draw_frames
 from modeling_video_ma2mba.eval.journal import read_journals
 from modeling_video_ma2mba.eval.judge import Judge, items_to_judge, judge_request
 from modeling_video_ma2mba.eval.judge_endpoint import CHARACTERS_PER_TOKEN, Endpoint, EndpointJudge
 from modeling_video_ma2mba.eval.local_judges import LocalJudge
 from modeling_video_ma2mba.eval.ma2mba_answerer import Ma2mbaAnswerer
-from modeling_video_ma2mba.eval.report import draw, grid_markdown, markdown
+from modeling_video_ma2mba.eval.report import grid_markdown, markdown
 from modeling_video_ma2mba.eval.results import FILE, make_result, write_json
 from modeling_video_ma2mba.eval.run import TaskSamples, answer_all, read_questions, samples_hash
 from modeling_video_ma2mba.eval.samples import Answerer, Output
 from modeling_video_ma2mba.eval.transformers_answerer import TransformersAnswerer
 from modeling_video_ma2mba.processing.load_model import check_model, load_model
 
+HAS_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
+FRAMES_PLOT = "frames.png"
 # A process that is done waits for the others, however long their videos are.
 _PATIENCE = timedelta(days=30)
 
@@ -48,7 +51,7 @@ def evaluate(
     """Run every model with every way of sampling, each in a folder of its own below `output`.
 
     Each folder gets journals, results.json, results.md and figures; with more than one of them `output` gets
-    comparison.md, a table as the paper's Table 4.
+    comparison.md, a table as the paper's Table 4, and with more than one way of sampling a figure of it, frames.png.
 
     Args:
         frames: names and sampling, such as `[("8", {"num_frames": 8}), ("1fps", {"fps": 1.0})]`.
@@ -107,6 +110,8 @@ def evaluate(
         text = grid_markdown(results)
         (output / "comparison.md").write_text(text, encoding="utf-8")
         print(f"\n{text}\nwrote {output / 'comparison.md'}")
+        if len(frames) > 1 and HAS_MATPLOTLIB and draw_frames(results, output / FRAMES_PLOT):
+            print(f"wrote {output / FRAMES_PLOT}")
     process.wait_for_everyone()
 
 
@@ -133,7 +138,7 @@ def _write(result: dict[str, Any], folder: Path) -> dict[str, Any]:
     text = markdown(result)
     (folder / "results.md").write_text(text, encoding="utf-8")
     print(f"\n{text}\nwrote {folder / FILE} and results.md")
-    if importlib.util.find_spec("matplotlib") is None:
+    if not HAS_MATPLOTLIB:
         print('no figures: they need matplotlib, pip install "video-ma2mba[eval]"', file=sys.stderr)
     else:
         for path in draw(result, folder):

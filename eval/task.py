@@ -151,8 +151,6 @@ class Task:
                 + "; ".join(shown)
                 + (" ..." if made.bad_rows > SHOWN_BAD_ROWS else "")
             )
-        if limit is None and len(samples) != self.samples:
-            made.note(f"{self.name}: {len(samples):,} samples in place of the {self.samples:,} published")
         return samples
 
     def score(self, sample: Sample, output: Output) -> Score:

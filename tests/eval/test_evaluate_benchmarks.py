@@ -16,11 +16,12 @@ import pytest
 import _video_ma2mba_cli as console
 from modeling_video_ma2mba.eval import cli, evaluate_benchmarks, ma2mba_answerer
 from modeling_video_ma2mba.eval.compare import compare, comparison_text
+from modeling_video_ma2mba.eval.figures import draw
 from modeling_video_ma2mba.eval.judged import judged_figures
 from modeling_video_ma2mba.eval.local_judges import OfflineJudge
 from modeling_video_ma2mba.eval.model_index import metadata, model_index
 from modeling_video_ma2mba.eval.parsers import LETTERS
-from modeling_video_ma2mba.eval.report import draw, frames_text, markdown
+from modeling_video_ma2mba.eval.report import frames_text, markdown
 from modeling_video_ma2mba.eval.results import read_result
 from modeling_video_ma2mba.eval.run import read_questions
 from modeling_video_ma2mba.eval.samples import Output
@@ -252,10 +253,17 @@ def test_a_grid_of_frames(perfect, model, data, tmp_path, capsys):
         assert {len(row["times"]) for row in rows if row["error"] is None} == {frames}
     table = (tmp_path / "comparison.md").read_text()
     ours = [line for line in table.splitlines() if line.startswith("| perfect but 1 |")]
-    assert [line.split(" | ")[1] for line in ours] == ["2 frames", "3 frames", "0.5 frames a second"]
+    ways = ["2 frames", "3 frames", "0.5 frames a second"]
+    assert [line.split(" | ")[1] for line in ours] == [way for way in ways for _ in range(2)]
+    assert [line.split(" | ")[3] for line in ours] == ["official", "strict"] * 3
+    assert all(line.split(" | ")[2] == "6 of 2,700 questions" for line in ours)
     assert len([line for line in table.splitlines() if line.startswith("| paper, 3.1b,")]) == 10
-    assert "trained with 1 frame a second | 1 frame a second | 35.4 | 42.7 | 57.6 | 45.2 |" in table
-    assert table in capsys.readouterr().out
+    assert (
+        "trained with 1 frame a second | 1 frame a second | 2,700 questions | official | 35.4 | 42.7 | 57.6 | 45.2 |"
+        in table
+    )
+    assert table in (out := capsys.readouterr().out)
+    assert ("frames.png" in out) == (tmp_path / "frames.png").is_file() == evaluate_benchmarks.HAS_MATPLOTLIB
 
 
 def test_comparing_two_runs(perfect, model, data, tmp_path, capsys):

@@ -76,7 +76,7 @@ def test_every_benchmark_is_read(benchmarks, name):
     samples = task.read(benchmarks[name], report=report)
     assert len(samples) == SAMPLES[name] == len({sample.id for sample in samples})
     assert not report.left_out
-    assert report.notes == [f"{name}: {len(samples):,} samples in place of the {task.samples:,} published"]
+    assert not report.notes
     for sample in samples:
         assert sample.view.video.exists() and (benchmarks[name] / sample.cluster).samefile(sample.view.video)
         assert (sample.view.fps, sample.view.num_frames, sample.view.sampling) == (1.0, None, "model")
