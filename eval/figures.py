@@ -46,7 +46,7 @@ def draw(result: Result, folder: Path) -> list[Path]:
                     ends = (100 * one["low"], 100 * one["high"])
                     axes.plot(ends, [place + shift] * 2, color=colour, linewidth=1.5)
             places = [place + shift for place, _ in shown]
-            label = kind if shown else f"{kind}: none without a judge"
+            label = kind if shown else f"{kind}: a judge's alone"
             axes.plot([100 * one["value"] for _, one in shown], places, "o", color=colour, markersize=4, label=label)
         paper, whole = paper_numbers(name), "" if task["partial"] is None else ", whole benchmark"
         for size, marker in zip(SIZES, "v^D"):
@@ -62,7 +62,7 @@ def draw(result: Result, folder: Path) -> list[Path]:
             axes.axvline(100 * task["summary"]["chance"], color="#999999", linestyle=":", linewidth=1, label="chance")
         axes.set_yticks(range(len(rows)), [" ".join(label) for label, _ in rows], fontsize=8)
         axes.invert_yaxis()
-        axes.set_xlim(0, 100)
+        axes.set_xlim(-2, 102)
         axes.set_xlabel("percent, with 95 % intervals over videos")
         axes.set_title(f"{title(task)}\n{result['settings']['model']['name']}", fontsize=10)
         axes.legend(fontsize=8, loc="upper left", bbox_to_anchor=(1.0, 1.0))
@@ -137,7 +137,7 @@ def _draw_panel(axes, name: str, label: str, results: Sequence[Result], models: 
     axes.set_title(title(tasks[0][1]) if len(partial) == 1 else f"{tasks[0][1]['title']} (partial)", fontsize=9)
     axes.set_xticks(range(len(ways)), [way.replace(" a second", "\na second") for way in ways], fontsize=8)
     axes.set_xlim(-0.4, len(ways) - 0.4)
-    axes.set_ylim(0, 5 if scale == 1 else 100)
+    axes.set_ylim(*((-0.1, 5.1) if scale == 1 else (-2, 102)))
     axes.set_ylabel(f"{label}, {'0 to 5' if scale == 1 else 'percent'}", fontsize=8)
 
 

@@ -93,6 +93,13 @@ def partial_words(rows: Sequence[Mapping[str, Any]], published: int) -> str | No
     return f"{answered:,} {'of' if answered < published else 'in place of'} {published:,} questions"
 
 
+def check_folder(output: Path) -> None:
+    """Raise ValueError where `--output` can be no folder, because it or one above is a file."""
+    file = next((path for path in (output, *output.parents) if path.exists() and not path.is_dir()), None)
+    if file is not None:
+        raise ValueError(f"--output {output}: {file} is a file; give a folder, which is made if it is not there")
+
+
 def write_json(value: Any, path: Path) -> None:
     """Write JSON, whole or not at all, on one line: sample times alone would be millions of them."""
     part = path.with_suffix(".part")
