@@ -15,19 +15,10 @@ DTYPES = ("auto", "float32", "bfloat16", "float16")
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Run a command; return the exit code: 0 done, 2 bad input, 130 interrupted."""
-    parser = argparse.ArgumentParser(prog="eval", description="Evaluate a video model on benchmarks.")
-    add_arguments(parser)
-    arguments = parser.parse_args(argv)
-    try:
-        return arguments.run(arguments)
-    except KeyboardInterrupt:
-        print("eval: interrupted; the same command goes on where it stopped", file=sys.stderr)
-        return 130
-    except (ValueError, OSError, ImportError) as error:
-        # Some messages of transformers have several lines.
-        print(f"eval: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
+    """Do as `video-ma2mba eval` does, for launchers that start a file."""
+    from _video_ma2mba_cli import main as console
+
+    return console(["eval", *(sys.argv[1:] if argv is None else argv)])
 
 
 def add_arguments(parser: argparse.ArgumentParser) -> None:
@@ -67,6 +58,9 @@ def add_arguments(parser: argparse.ArgumentParser) -> None:
     )
     parser.add_argument("--judge", help="who scores open answers: a model behind --judge-url, or local:FOLDER")
     parser.add_argument("--judge-url", help="OpenAI-compatible address; the key is taken from OPENAI_API_KEY")
+    parser.add_argument(
+        "--judge-max-dollars", type=float, help="refuse to begin where judging all runs may cost more (default: begin)"
+    )
     parser.add_argument("--device", default="auto", help="cuda, cpu, ... (default: a GPU if there is one)")
     parser.add_argument("--dtype", choices=DTYPES, default="auto", help="default: bfloat16 on a GPU, float32 on a CPU")
     parser.set_defaults(run=_evaluate, parser=parser)
@@ -112,20 +106,26 @@ def _evaluate(arguments: argparse.Namespace) -> int:
         arguments.parser.error(f"the following arguments are required: {', '.join(missing)}")
     from modeling_video_ma2mba.eval.evaluate_benchmarks import evaluate
 
-    evaluate(
-        models=arguments.model,
-        tasks=arguments.tasks,
-        data=dict(arguments.data),
-        frames=arguments.frames,
-        output=arguments.output,
-        limit=arguments.limit,
-        subtitles=arguments.subtitles,
-        likelihood=arguments.likelihood,
-        allow_missing=arguments.allow_missing,
-        judge=(arguments.judge, arguments.judge_url),
-        device=arguments.device,
-        dtype=arguments.dtype,
-    )
+    try:
+        evaluate(
+            models=arguments.model,
+            tasks=arguments.tasks,
+            data=dict(arguments.data),
+            frames=arguments.frames,
+            output=arguments.output,
+            limit=arguments.limit,
+            subtitles=arguments.subtitles,
+            likelihood=arguments.likelihood,
+            allow_missing=arguments.allow_missing,
+            judge=arguments.judge,
+            judge_url=arguments.judge_url,
+            judge_max_dollars=arguments.judge_max_dollars,
+            device=arguments.device,
+            dtype=arguments.dtype,
+        )
+    except KeyboardInterrupt:
+        print("the same command goes on where it stopped", file=sys.stderr)
+        raise
     return 0
 
 

@@ -9,6 +9,7 @@ from typing import Any
 from modeling_video_ma2mba.eval.clusters import paired_difference
 from modeling_video_ma2mba.eval.report import frames_text
 from modeling_video_ma2mba.eval.summary import RULES
+from modeling_video_ma2mba.train.data_report import printable
 
 # What two runs must have in common in every sample. How videos were sampled is not among it: it is what ablations
 # change.
@@ -25,10 +26,11 @@ def compare(first: Result, second: Result) -> dict[str, Any]:
         first, second: what `results.read_result` returns.
 
     Returns:
-        "first" and "second": names; "settings": what differs, as {name: [first, second]}; "only_in": tasks that one of
-        the two lacks; "tasks": for each task and each of "official" and "strict" `{"first", "second", "difference",
-        "low", "high", "p_value", "samples", "videos", "left_out"}`, 0 to 1; None without a common score. Samples that
-        are an error, or have no score, in one of the two are left out of both.
+        "first" and "second": names; "settings": what differs, as {name: [first, second]}; "partial": by task how much
+        of the benchmark each run answered, None for all of it; "only_in": tasks that one of the two lacks; "tasks":
+        for each task and each of "official" and "strict" `{"first", "second", "difference", "low", "high", "p_value",
+        "samples", "videos", "left_out"}`, 0 to 1; None without a common score. Samples that are an error, or have no
+        score, in one of the two are left out of both.
 
     Raises:
         ValueError: they share no task, or samples or prompts differ; says how.
@@ -49,6 +51,7 @@ def compare(first: Result, second: Result) -> dict[str, Any]:
         "first": _name(first),
         "second": _name(second),
         "settings": _differing(first["settings"], second["settings"]),
+        "partial": {name: [run["tasks"][name]["partial"] for run in (first, second)] for name in shared},
         "only_in": {
             "first": [name for name in first["tasks"] if name not in shared],
             "second": [name for name in second["tasks"] if name not in shared],
@@ -61,6 +64,10 @@ def comparison_text(compared: Mapping[str, Any]) -> str:
     """Return the comparison for people, as Markdown."""
     lines = [f"A: {compared['first']}", "", f"B: {compared['second']}", ""]
     lines += [f"{name}: {old!r:.60} in A, {new!r:.60} in B" for name, (old, new) in compared["settings"].items()]
+    for name, runs in compared["partial"].items():
+        lines += [
+            f"partial: {name}, {printable(words)} in {run}" for run, words in zip("AB", runs) if words is not None
+        ]
     for which, tasks in compared["only_in"].items():
         lines += [f"only in {'A' if which == 'first' else 'B'}: {', '.join(tasks)}"] if tasks else []
     lines += [

@@ -14,18 +14,24 @@ from typing import Any
 import torch
 from accelerate import PartialState
 
+from modeling_video_ma2mba.eval.figures import draw, draw_frames
 from modeling_video_ma2mba.eval.journal import read_journals
 from modeling_video_ma2mba.eval.judge import Judge, items_to_judge, judge_request
-from modeling_video_ma2mba.eval.judge_endpoint import CHARACTERS_PER_TOKEN, Endpoint, EndpointJudge
+from modeling_video_ma2mba.eval.judge_endpoint import CHARACTERS_PER_TOKEN, DEFAULT_URL, Endpoint, EndpointJudge
+from modeling_video_ma2mba.eval.likelihoods import check_letters
 from modeling_video_ma2mba.eval.local_judges import LocalJudge
 from modeling_video_ma2mba.eval.ma2mba_answerer import Ma2mbaAnswerer
-from modeling_video_ma2mba.eval.report import draw, grid_markdown, markdown
-from modeling_video_ma2mba.eval.results import FILE, make_result, write_json
+from modeling_video_ma2mba.eval.model_names import check_name
+from modeling_video_ma2mba.eval.report import grid_markdown, markdown
+from modeling_video_ma2mba.eval.results import FILE, check_folder, make_result, write_json
 from modeling_video_ma2mba.eval.run import TaskSamples, answer_all, read_questions, samples_hash
 from modeling_video_ma2mba.eval.samples import Answerer, Output
 from modeling_video_ma2mba.eval.transformers_answerer import TransformersAnswerer
 from modeling_video_ma2mba.processing.load_model import check_model, load_model
+from modeling_video_ma2mba.train.data_report import printable
 
+HAS_MATPLOTLIB = importlib.util.find_spec("matplotlib") is not None
+FRAMES_PLOT = "frames.png"
 # A process that is done waits for the others, however long their videos are.
 _PATIENCE = timedelta(days=30)
 
@@ -41,38 +47,46 @@ def evaluate(
     subtitles: bool = False,
     likelihood: str | None = None,
     allow_missing: bool = False,
-    judge: tuple[str | None, str | None] = (None, None),
+    judge: str | None = None,
+    judge_url: str | None = None,
+    judge_max_dollars: float | None = None,
     device: str = "auto",
     dtype: str = "auto",
 ) -> None:
     """Run every model with every way of sampling, each in a folder of its own below `output`.
 
     Each folder gets journals, results.json, results.md and figures; with more than one of them `output` gets
-    comparison.md, a table as the paper's Table 4.
+    comparison.md, a table as the paper's Table 4, and with more than one way of sampling a figure of it, frames.png.
 
     Args:
         frames: names and sampling, such as `[("8", {"num_frames": 8}), ("1fps", {"fps": 1.0})]`.
         likelihood: "letter" or "text": score options; None: ask for texts.
-        judge: name of the model behind an endpoint and its address, or "local:FOLDER" and None; None: no judge.
+        judge: name of the model behind an endpoint at `judge_url`, or "local:FOLDER"; None: no judge.
+        judge_max_dollars: refuse to begin where judging all runs may cost more.
         The rest: as `run.read_questions` and `load_model` take them.
 
     Raises:
-        ValueError, OSError: something that was given cannot be used; found before the first video where possible.
+        ValueError, OSError: something that was given cannot be used, found before the first video where possible; or
+            all questions of a task failed in some run, which is told once everything is written.
     """
+    check_folder(output)
     process = PartialState(cpu=device == "cpu" or not torch.cuda.is_available(), timeout=_PATIENCE)
     if process.num_processes > 1 and device != "cpu" and torch.cuda.is_available():
         device = str(process.device)
     for model in models:
+        check_name(model)
         check_model(model, device)
-    asks = None if judge == (None, None) else _judge(*judge, output / "judge")
+    asks = None
+    if (judge, judge_url, judge_max_dollars) != (None, None, None):
+        asks = _judge(judge, judge_url, judge_max_dollars, output / "judge", device)
     questions = {
         name: read_questions(tasks, data, subtitles=subtitles, limit=limit, allow_missing=allow_missing, **sampling)
         for name, sampling in frames
     }
     if asks is not None:
-        _announce(process, asks, next(iter(questions.values())))
+        _announce(process, asks, next(iter(questions.values())), len(models) * len(frames))
     annotations = {name: _annotation_hashes(next(iter(questions.values())), name, data.get(name)) for name in tasks}
-    results = []
+    results, failed = [], []
     for model, short in zip(models, _short_names(models)):
         answerer = load_answerer(model, likelihood, device, dtype)
         described = answerer.describe()
@@ -102,12 +116,17 @@ def evaluate(
             if process.is_main_process:
                 outputs, _ = read_journals(folder, settings)
                 results.append(_write(make_result(questions[name], outputs, settings, asks), folder))
+                failed += _failures(results[-1], folder)
         del answerer
     if process.is_main_process and len(results) > 1:
         text = grid_markdown(results)
         (output / "comparison.md").write_text(text, encoding="utf-8")
         print(f"\n{text}\nwrote {output / 'comparison.md'}")
+        if len(frames) > 1 and HAS_MATPLOTLIB and draw_frames(results, output / FRAMES_PLOT):
+            print(f"wrote {output / FRAMES_PLOT}")
     process.wait_for_everyone()
+    if failed:
+        raise ValueError(failed[0] + (f"; {len(failed) - 1} more like this" if len(failed) > 1 else ""))
 
 
 def load_answerer(model: str, likelihood: str | None, device: str, dtype: str) -> Answerer:
@@ -118,6 +137,8 @@ def load_answerer(model: str, likelihood: str | None, device: str, dtype: str) -
             torchvision for videos.
     """
     loaded, processor = load_model(model, device, dtype)
+    if likelihood == "letter":
+        check_letters(processor.tokenizer, model)
     kind = Ma2mbaAnswerer if loaded.config.model_type == "video_ma2mba" else TransformersAnswerer
     return kind(loaded, processor, model, likelihood or "letter")
 
@@ -133,7 +154,7 @@ def _write(result: dict[str, Any], folder: Path) -> dict[str, Any]:
     text = markdown(result)
     (folder / "results.md").write_text(text, encoding="utf-8")
     print(f"\n{text}\nwrote {folder / FILE} and results.md")
-    if importlib.util.find_spec("matplotlib") is None:
+    if not HAS_MATPLOTLIB:
         print('no figures: they need matplotlib, pip install "video-ma2mba[eval]"', file=sys.stderr)
     else:
         for path in draw(result, folder):
@@ -141,7 +162,18 @@ def _write(result: dict[str, Any], folder: Path) -> dict[str, Any]:
     return result
 
 
-def _announce(process: PartialState, judge: Judge, questions: Sequence[TaskSamples]) -> None:
+def _failures(result: Mapping[str, Any], folder: Path) -> list[str]:
+    """Return a line for each task of which nothing was answered."""
+    lines = []
+    for name, task in result["tasks"].items():
+        summary = task["summary"]
+        if summary["errors"] == summary["samples"]:
+            first = printable(task["samples"][0]["error"])
+            lines.append(f"{name}: not one of {summary['samples']:,} questions could be asked: {first} ({folder})")
+    return lines
+
+
+def _announce(process: PartialState, judge: Judge, questions: Sequence[TaskSamples], runs: int) -> None:
     """Print what the judge of one run will be asked, at most; raise ValueError where it could not judge it at all."""
     requests = []
     for one in questions:
@@ -151,16 +183,20 @@ def _announce(process: PartialState, judge: Judge, questions: Sequence[TaskSampl
             requests += [judge_request(prompt, item) for prompt, _, item in listed]
     if not requests:
         raise ValueError("--judge: no task here has open answers; leave it out")
+    if isinstance(judge, EndpointJudge):
+        judge.check(requests, runs)
     estimate = judge.estimate(requests) if isinstance(judge, EndpointJudge) else f"{len(requests):,} requests"
     print_once(process, f"{judge.label}, for each run: {estimate}")
 
 
-def _judge(model: str | None, url: str | None, cache: Path) -> Judge:
+def _judge(model: str | None, url: str | None, max_dollars: float | None, cache: Path, device: str) -> Judge:
     if model is None:
-        raise ValueError("--judge-url needs --judge with the name of the model there")
+        raise ValueError("--judge-url and --judge-max-dollars need --judge with the name of the model there")
     if model.startswith("local:"):
-        return LocalJudge(model.removeprefix("local:"))
-    return EndpointJudge(Endpoint(model=model, **({} if url is None else {"base_url": url})), cache=cache)
+        if url is not None or max_dollars is not None:
+            raise ValueError(f"--judge {model} is a model here: leave --judge-url and --judge-max-dollars out")
+        return LocalJudge(model.removeprefix("local:"), device=device)
+    return EndpointJudge(Endpoint(model=model, base_url=url or DEFAULT_URL, max_dollars=max_dollars), cache=cache)
 
 
 def _task_settings(one: TaskSamples, annotations: Mapping[str, Any]) -> dict[str, Any]:

@@ -35,6 +35,7 @@ from modeling_video_ma2mba.eval.judge_prompts import default_model, prices
 
 logger = logging.getLogger(__name__)
 
+DEFAULT_URL = "https://api.openai.com/v1"
 MAX_BODY = 2**20  # bytes of a reply
 MAX_WAIT = 120.0  # seconds between two tries, whatever the server asks for
 FAILURES_IN_A_ROW = 10  # requests, each tried to the end: then nobody is there
@@ -60,7 +61,7 @@ class Endpoint:
         max_dollars: refuse to begin where the estimate is higher; None: begin.
     """
 
-    base_url: str = "https://api.openai.com/v1"
+    base_url: str = DEFAULT_URL
     model: str = field(default_factory=default_model)
     key_variable: str = "OPENAI_API_KEY"
     concurrency: int = 8
@@ -71,10 +72,23 @@ class Endpoint:
     max_dollars: float | None = None
 
     def __post_init__(self) -> None:
-        parts = urlsplit(self.base_url)
-        if parts.scheme not in ("http", "https") or not parts.hostname or parts.query or parts.username:
-            # Not shown: a key may stand in it.
-            raise ValueError("base_url must be http(s)://host[:port]/path, such as http://localhost:8000/v1")
+        # The address is not shown: a key may stand in it.
+        try:
+            parts = urlsplit(self.base_url)
+            wrong = {
+                "it begins neither with http:// nor with https://": parts.scheme not in ("http", "https"),
+                "it names no host": not parts.hostname,
+                "it has a question mark": bool(parts.query),
+                "it holds a user name or password": parts.username is not None,
+                "its port is 0": parts.port == 0,
+            }
+        except ValueError as error:  # of a port or an address in brackets
+            wrong = {f"it cannot be read ({error})".split(" as integer")[0]: True}
+        if faults := [why for why, is_so in wrong.items() if is_so]:
+            raise ValueError(
+                f"the judge's address (base_url, --judge-url) will not do: {faults[0]}; "
+                "it must be http(s)://host[:port]/path, such as http://localhost:8000/v1"
+            )
         if parts.path.rstrip("/").endswith("/chat/completions"):
             raise ValueError(f"base_url={self.base_url!r}: leave /chat/completions out, it is added")
         if self.concurrency < 1 or self.attempts < 1 or not self.timeout > 0 or self.first_wait < 0:
@@ -82,6 +96,8 @@ class Endpoint:
                 f"concurrency={self.concurrency}, attempts={self.attempts}, timeout={self.timeout} must be above 0 "
                 f"and first_wait={self.first_wait} not below"
             )
+        if self.max_dollars is not None and not self.max_dollars >= 0:
+            raise ValueError(f"max_dollars={self.max_dollars} (--judge-max-dollars) must be 0 or more, or None")
         if self.requests_per_minute is not None and not self.requests_per_minute > 0:
             raise ValueError(f"requests_per_minute={self.requests_per_minute} must be above 0, or None")
 
@@ -154,6 +170,37 @@ class EndpointJudge:
             dollars=dollars,
         )
 
+    def check(self, requests: Sequence[JudgeRequest], runs: int = 1) -> None:
+        """Raise JudgeError where these could not be judged: no key for the default provider, nobody at the address, or
+        a cost above `max_dollars` for so many runs. What is on disk needs none of it.
+        """
+        estimate, limit = self.estimate(requests), self.endpoint.max_dollars
+        if estimate.requests == estimate.kept:
+            return
+        if self.endpoint.base_url == DEFAULT_URL and not self._key:
+            raise JudgeError(
+                f"{self.label}: {self.endpoint.key_variable} is not set, and {DEFAULT_URL} needs a key: set it, or "
+                "name another server with --judge-url, or a model here with --judge local:FOLDER"
+            )
+        if limit is not None and (estimate.dollars is None or estimate.dollars * runs > limit):
+            raise JudgeError(
+                f"{self.label}, for each of {runs} runs: {estimate}; allowed are ${limit:g} for all: raise "
+                "--judge-max-dollars, or judge fewer answers"
+            )
+        request = urllib.request.Request(f"{self.endpoint.base_url.rstrip('/')}/models")
+        try:
+            self._opener.open(request, timeout=self.endpoint.timeout).close()
+        except urllib.error.HTTPError as error:
+            error.close()  # somebody is there, whatever they say to this question
+        except (OSError, http.client.HTTPException) as error:
+            raise JudgeError(self._nobody(self._clean(str(getattr(error, "reason", error))))) from None
+
+    def _nobody(self, said: str) -> str:
+        return (
+            f"{self.label}: nobody replies at {self.endpoint.base_url} ({said}): start the server there, or correct "
+            "--judge-url; answers and replies so far are kept, and the same command goes on"
+        )
+
     def reply(self, requests: Sequence[JudgeRequest]) -> list[JudgeReply]:
         """Return the replies; each is on disk as soon as it is there.
 
@@ -177,7 +224,8 @@ class EndpointJudge:
                 reply = replies[tasks[task]] = task.result()
                 failures = failures + 1 if reply.error else 0
                 if failures == FAILURES_IN_A_ROW:
-                    raise JudgeError(f"{failures} requests in a row failed, the last one: {reply.error}")
+                    said = f"{failures} requests in a row failed, the last one: {reply.error}"
+                    raise JudgeError(self._nobody(said) if "no reply" in reply.error else said)
         finally:
             self._pace.stopped.set()  # nobody waits any longer
             pool.shutdown(cancel_futures=True)

@@ -18,6 +18,9 @@ MAX_SCORE = 5
 # Longer replies to a request for 64 tokens are not read: Python's own parser takes its time with deep brackets.
 MAX_REPLY = 2000
 
+# Stands beside every judged score.
+PROMPTS_NOTE = "user prompts as published, system prompts reworded"
+
 _SLOT = re.compile(r"\{(question|question_1|question_2|answer|prediction|prediction_1|prediction_2)\}")
 _KEY = r"(?<![a-z_])['\"]{0,2}%s['\"]{0,2}\s*:\s*['\"]?"
 _VERDICT = re.compile(_KEY % "pred" + r"(yes|no)(?![a-z])", re.IGNORECASE)

@@ -15,6 +15,15 @@ from modeling_video_ma2mba.pipeline_video_qa import pad_left
 from modeling_video_ma2mba.state import RecurrentState
 
 
+def check_letters(tokenizer, name: str) -> None:
+    """Raise ValueError for a model whose tokenizer cannot tell the letters of options apart; before any video."""
+    if tokenizer("A", add_special_tokens=False)["input_ids"] == tokenizer("B", add_special_tokens=False)["input_ids"]:
+        raise ValueError(
+            f"{name}: its tokenizer cannot tell the letters of options apart, so that --likelihood is not defined for "
+            "it: use --likelihood text, or leave it out"
+        )
+
+
 @torch.no_grad()
 def log_likelihoods(
     model, state: RecurrentState, prompts: Sequence[Sequence[int]], options: Sequence[Sequence[Sequence[int]]]

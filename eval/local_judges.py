@@ -6,6 +6,7 @@ Neither is the judge of any paper: their labels stand beside the scores, and sum
 import re
 from collections import Counter
 from collections.abc import Sequence
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from modeling_video_ma2mba.eval.judge import JudgeReply, JudgeRequest
+from modeling_video_ma2mba.eval.model_names import check_name
 
 _FIELDS = re.compile(r"^(Correct Answer|Predicted Answer[^:\n]*): (.*)$", re.MULTILINE)
 _ARTICLES = {"a", "an", "the"}
@@ -27,7 +29,8 @@ class LocalJudge:
         device, dtype: "auto": a GPU in bfloat16, else a CPU in float32.
 
     Raises:
-        OSError, ValueError: the model cannot be loaded, or has no chat template.
+        OSError, ValueError: there is no such model, or it has no chat template. Weights that cannot be loaded raise
+            when they are first needed.
     """
 
     def __init__(self, model: str, batch_size: int = 8, device: str = "auto", dtype: str = "auto") -> None:
@@ -37,6 +40,7 @@ class LocalJudge:
             device = "cuda" if torch.cuda.is_available() else "cpu"
         if dtype == "auto":
             dtype = "bfloat16" if device.startswith("cuda") else "float32"
+        check_name(model, shipped=())
         logging.disable_progress_bar()
         self.label = f"local {model}"
         self.name, self.batch_size = model, batch_size
@@ -45,7 +49,13 @@ class LocalJudge:
             raise ValueError(f"{model} has no chat template: a judge is an instruction model; choose one that has")
         if self.tokenizer.pad_token_id is None:
             self.tokenizer.pad_token = self.tokenizer.eos_token
-        self.model = AutoModelForCausalLM.from_pretrained(model, dtype=getattr(torch, dtype)).to(device).eval()
+        self._place = (device, getattr(torch, dtype))
+
+    @cached_property
+    def model(self):
+        """The weights, loaded when they are first needed: of several processes one judges."""
+        device, dtype = self._place
+        return AutoModelForCausalLM.from_pretrained(self.name, dtype=dtype).to(device).eval()
 
     def reply(self, requests: Sequence[JudgeRequest]) -> list[JudgeReply]:
         """Return the replies; requests of similar length share a batch."""

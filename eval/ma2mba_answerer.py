@@ -13,7 +13,7 @@ from modeling_video_ma2mba.eval.likelihoods import log_likelihoods
 from modeling_video_ma2mba.eval.parsers import LETTERS
 from modeling_video_ma2mba.eval.samples import Output, Sample, View
 from modeling_video_ma2mba.eval.subtitles import interleave
-from modeling_video_ma2mba.eval.view_frames import view_pictures, view_times
+from modeling_video_ma2mba.eval.view_frames import nobody, view_pictures, view_times
 from modeling_video_ma2mba.model_fingerprint import model_fingerprint
 from modeling_video_ma2mba.video_chat import answer, conversation
 
@@ -51,7 +51,7 @@ class Ma2mbaAnswerer:
             raise ValueError(f"option_form={option_form!r}: choose one of {', '.join(OPTION_FORMS)}")
         self.model, self.processor, self.name, self.option_form = model, processor, name, option_form
 
-    def watch(self, view: View) -> Seen:
+    def watch(self, view: View, on_frame: Callable[[], None] = nobody) -> Seen:
         """Read the frames of a view, with its subtitles between them, into a memory.
 
         Raises:
@@ -60,7 +60,7 @@ class Ma2mbaAnswerer:
         times = view_times(view)
         # In the order that they are read: frames by their number, texts as they are.
         items = interleave(times, view.subtitles) if view.subtitles else list(range(len(times)))
-        pictures = view_pictures(view, times)
+        pictures = view_pictures(view, times, on_frame)
         memory = self.model.watch(
             (item if isinstance(item, str) else next(pictures) for item in items),
             processor=self.processor,
@@ -103,9 +103,7 @@ class Ma2mbaAnswerer:
             words = LETTERS[: len(sample.options)] if is_letter else sample.options
             rows = [self._ids(replace(sample, prefix=sample.prefix + word), prompt) for word in words]
             if is_letter and len(set(map(tuple, rows))) < len(rows):
-                raise ValueError(
-                    "the tokenizer cannot tell the letters of the options apart; score their text instead"
-                )
+                raise ValueError("the tokenizer cannot tell the letters of the options apart: use --likelihood text")
             start = common_length([self._ids(sample, prompt), *rows])
             start = min(start, min(map(len, rows)) - 1)  # an option may be the beginning of another: 1 and 10
             return rows[0][:start], [row[start:] for row in rows]

@@ -10,6 +10,7 @@ import yaml
 from huggingface_hub import EvalResult
 from huggingface_hub.repocard_data import eval_results_to_model_index
 
+from modeling_video_ma2mba.eval.judge_prompts import PROMPTS_NOTE
 from modeling_video_ma2mba.eval.report import frames_text
 
 TASK_TYPE = "video-text-to-text"
@@ -17,7 +18,8 @@ TASK_TYPE = "video-text-to-text"
 
 def model_index(result: Mapping[str, Any], model_name: str) -> list[dict[str, Any]]:
     """Return the `model-index` of one run: the benchmarks' published figures by their own rule, in percent, and judged
-    scores. What has no score is not in it; a run with `--limit` is none of the benchmark's and is refused.
+    scores. What has no score is not in it. A run with `--limit` is none of the benchmark's and is refused; where some
+    questions have no answer for another reason (missing videos, errors), the name says how many have one.
 
     Raises:
         ValueError: a limited run, or one without a score.
@@ -33,18 +35,20 @@ def model_index(result: Mapping[str, Any], model_name: str) -> list[dict[str, An
         how = {"frames": frames_text(settings), "subtitles": settings["subtitles"], "task_version": task["version"]}
         how |= {"likelihood": settings["likelihood"], "samples": task["summary"]["samples"]}
         how |= {"errors": task["summary"]["errors"], "left_out": len(task["left_out"])}
+        how |= {"partial": task["partial"]}
         figures = {**task["summary"]["metrics"], **task.get("judged", {}).get("figures", {})}
         for metric, both in figures.items():
             if both["official"] is None:
                 continue
             is_score = "judged" in task and metric in task["judged"]["figures"] and not metric.endswith("accuracy")
             args = how | {"counted": both["official"]["samples"]}
-            args |= {"judge": task["judged"]["judge"]} if "judged" in task else {}
+            if "judged" in task:
+                args |= {"judge": task["judged"]["judge"], "judge_prompts": PROMPTS_NOTE}
             entries.append(
                 EvalResult(
                     task_type=TASK_TYPE,
                     dataset_type=hub.get("dataset", name),
-                    dataset_name=task["title"],
+                    dataset_name=task["title"] if task["partial"] is None else f"{task['title']} ({task['partial']})",
                     dataset_split=hub.get("split"),
                     dataset_revision=hub.get("revision"),
                     metric_type="accuracy" if not is_score else "score",

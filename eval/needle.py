@@ -24,22 +24,6 @@ _NO_SETTINGS = ("command", "run")  # of the console script
 PLOT, RESULT, ANSWERS = "needles.png", "needles.json", "needles.answers.jsonl"
 
 
-def main(argv: list[str] | None = None) -> int:
-    """Run the command; return the exit code: 0 done, 2 bad input, 130 interrupted."""
-    parser = argparse.ArgumentParser(prog="needle", description="Hide needles in long videos and ask about them.")
-    add_arguments(parser)
-    options = parser.parse_args(argv)
-    try:
-        return options.run(options)
-    except KeyboardInterrupt:
-        print("needle: interrupted", file=sys.stderr)
-        return 130
-    except (ValueError, OSError, ImportError) as error:
-        # Some messages of transformers have several lines.
-        print(f"needle: error: {' '.join(str(error).split())}", file=sys.stderr)
-        return 2
-
-
 def add_arguments(parser: argparse.ArgumentParser) -> None:
     """Add the options to the parser of `needle`."""
     parser.add_argument("--model", default="tiny", help="model folder or Hub name (default: the small shipped model)")
@@ -102,11 +86,16 @@ def run(options: argparse.Namespace) -> None:
     from datetime import UTC, datetime
 
     from modeling_video_ma2mba.environment import describe_environment
+    from modeling_video_ma2mba.eval.model_names import check_name
     from modeling_video_ma2mba.eval.needle_pass import MemoryReader
-    from modeling_video_ma2mba.eval.results import code_commit
+    from modeling_video_ma2mba.eval.results import check_folder, code_commit
     from modeling_video_ma2mba.model_fingerprint import model_fingerprint
     from modeling_video_ma2mba.processing.load_model import check_model, load_model
 
+    check_folder(options.output)
+    if (options.output / RESULT).exists():
+        raise ValueError(f"{options.output / RESULT} is the result of an earlier run: choose another --output")
+    check_name(options.model)
     check_model(options.model, options.device)
     needles = make_needles(options)
     options.output.mkdir(parents=True, exist_ok=True)
@@ -230,7 +219,3 @@ def _plain(given):
     if isinstance(given, list):
         return [_plain(one) for one in given]
     return str(given) if isinstance(given, Path) else given
-
-
-if __name__ == "__main__":
-    sys.exit(main())

@@ -90,15 +90,19 @@ def draw(rows: Sequence[dict[str, Any]], title: str, path: Path) -> None:
     depths = sorted({row["depth"] for row in rows if row["depth"] is not None})
     shares = {(row["length"], row["depth"]): row for row in rows}
     width = max(3.2, 1.2 + 0.75 * len(lengths))
-    figure = Figure(figsize=(len(RULES) * width + 0.8, 1.6 + 0.5 * len(depths)), layout="constrained")
+    figure = Figure(figsize=(len(RULES) * width + 0.8, 1.7 + 0.55 * len(depths)), layout="constrained")
     FigureCanvasAgg(figure)
     panels = figure.subplots(1, len(RULES), sharey=True)
     for axes, (rule, name) in zip(panels, RULES.items()):
         grid = [[100 * shares[length, depth][rule]["share"] for length in lengths] for depth in depths]
-        image = axes.imshow(grid, vmin=0, vmax=100, cmap="RdYlGn", aspect="auto")
-        for y, line in enumerate(grid):
-            for x, share in enumerate(line):
-                axes.text(x, y, f"{share:.0f}", ha="center", va="center", fontsize=9)
+        # From light to dark: it can be read in grey, on paper and without telling red from green.
+        image = axes.imshow(grid, vmin=0, vmax=100, cmap="Blues", aspect="auto")
+        for y, depth in enumerate(depths):
+            for x, length in enumerate(lengths):
+                cell = shares[length, depth]
+                words = f"{grid[y][x]:.0f}\n{cell[rule]['right']} of {cell['asked']}"
+                colour = "white" if grid[y][x] > 55 else "black"
+                axes.text(x, y, words, ha="center", va="center", fontsize=8, color=colour)
         axes.set_xticks(range(len(lengths)), [f"{length:,}" for length in lengths], rotation=45, ha="right")
         axes.set_yticks(range(len(depths)), [f"{depth:g}" for depth in depths])
         axes.set_xlabel("frames of the haystack")

@@ -25,7 +25,7 @@ from modeling_video_ma2mba.eval.samples import Output, Sample, Score
 from modeling_video_ma2mba.eval.summary import summarise
 from modeling_video_ma2mba.train.annotation_files import read_json
 
-FORMAT = "video-ma2mba-eval-1"
+FORMAT = "video-ma2mba-eval-2"
 FILE = "results.json"
 
 # What the comparison of two runs needs of a sample, with the types that it may have.
@@ -62,6 +62,8 @@ def make_result(
             "licence": task.licence,
             "hub": task.hub,
             "metrics": dict(task.metrics),
+            "published": task.samples,
+            "partial": partial_words(rows, task.samples),
             "summary": summarise(rows, task.metrics),
             "left_out": [asdict(entry) for entry in one.left_out],
             "notes": list(one.notes),
@@ -76,6 +78,24 @@ def make_result(
         "statistics": {"confidence": CONFIDENCE, "resamples": RESAMPLES, "seed": SEED, "clusters": "videos"},
         "tasks": tasks,
     }
+
+
+def partial_words(rows: Sequence[Mapping[str, Any]], published: int) -> str | None:
+    """Return how many of a benchmark's questions the figures are about; None: about all of them, and only those.
+
+    What was not asked is not in them, whatever the reason: a limit, a folder with less in it, missing videos, errors.
+    """
+    answered = sum(row["error"] is None for row in rows)
+    if answered == published:
+        return None
+    return f"{answered:,} {'of' if answered < published else 'in place of'} {published:,} questions"
+
+
+def check_folder(output: Path) -> None:
+    """Raise ValueError where `--output` can be no folder, because it or one above is a file."""
+    file = next((path for path in (output, *output.parents) if path.exists() and not path.is_dir()), None)
+    if file is not None:
+        raise ValueError(f"--output {output}: {file} is a file; give a folder, which is made if it is not there")
 
 
 def write_json(value: Any, path: Path) -> None:
@@ -105,6 +125,8 @@ def read_result(path: Path) -> dict[str, Any]:
         rows = task.get("samples") if isinstance(task, dict) else None
         if not isinstance(rows, list) or not isinstance(task.get("metrics"), dict):
             raise ValueError(f"{path}: damaged: task {name!r:.60} needs samples and metrics")
+        if not isinstance(task.get("partial", 0), str | None):
+            raise ValueError(f"{path}: damaged: task {name!r:.60} does not say whether it is partial")
         for number, row in enumerate(rows, start=1):
             bad = [
                 field for field, type_ in _FIELDS.items()

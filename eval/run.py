@@ -9,9 +9,10 @@ It scores nothing; results.py does, from the journal.
 """
 
 import hashlib
+import itertools
 import math
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path, PurePosixPath
 from typing import Any, NamedTuple
@@ -19,11 +20,16 @@ from typing import Any, NamedTuple
 from tqdm import tqdm
 
 from modeling_video_ma2mba.eval.journal import Journal, Key, read_journals
+from modeling_video_ma2mba.eval.progress import Progress
 from modeling_video_ma2mba.eval.samples import Answerer, Output, Sample, View
 from modeling_video_ma2mba.eval.task import Task, load_task
 from modeling_video_ma2mba.eval.view_frames import view_times
+from modeling_video_ma2mba.processing.frame_sampling import MAX_SAMPLES
 from modeling_video_ma2mba.processing.video_errors import VideoReadError
 from modeling_video_ma2mba.train.data_report import DataReport, LeftOut
+
+# No camera of any benchmark takes more.
+MAX_FPS = 1000
 
 
 @dataclass(frozen=True)
@@ -63,8 +69,11 @@ def read_questions(
         allow_missing: leave out rows that cannot be used and those without their video, in place of raising.
 
     Raises:
-        ValueError: an unknown task, or data that cannot be used.
+        ValueError: an unknown task, data that cannot be used, or more frames than can be sampled.
     """
+    for name, given, most in (("a number of frames", num_frames, MAX_SAMPLES), ("frames a second", fps, MAX_FPS)):
+        if given is not None and given > most:
+            raise ValueError(f"--frames: {given:,} is too much: {name} is at most {most:,}")
     unknown = sorted(set(data) - set(tasks))
     if unknown:
         raise ValueError(f"--data for {', '.join(unknown)}, which is not among the tasks: {', '.join(tasks)}")
@@ -137,26 +146,31 @@ def answer_all(
     wait_for_everyone()
     title = f"process 1 of {processes}" if processes > 1 else "asking"
     total = sum(watch.frames for watch in share)
-    errors = 0
     with (
         Journal(folder, rank, settings) as journal,
-        tqdm(total=total, desc=title, unit=" frames", disable=None if rank == 0 else True) as bar,
+        Progress(title, len(share), total, show=rank == 0) as progress,
     ):
         if rank == 0 and len(outputs) > len(unreadable):
-            bar.write(f"going on: {len(outputs) - len(unreadable)} questions are answered already", file=sys.stderr)
+            tqdm.write(f"going on: {len(outputs) - len(unreadable)} questions are answered already", file=sys.stderr)
         for watch in share:
-            found, is_unreadable = _answer(answerer, watch, likelihood)
+            read = itertools.count()
+
+            def on_frame(read: Iterator[int] = read) -> None:
+                next(read)
+                progress.read()
+
+            found, is_unreadable = _answer(answerer, watch, likelihood, on_frame)
             journal.add(watch.samples, found, is_unreadable)
-            errors += sum(output.error is not None for output in found)
-            bar.set_postfix_str(f"{errors} errors" if errors else "", refresh=False)
-            bar.update(watch.frames)
+            progress.video_done(max(0, watch.frames - next(read)), sum(output.error is not None for output in found))
     wait_for_everyone()
 
 
-def _answer(answerer: Answerer, watch: Watch, likelihood: bool) -> tuple[list[Output], bool]:
+def _answer(
+    answerer: Answerer, watch: Watch, likelihood: bool, on_frame: Callable[[], None]
+) -> tuple[list[Output], bool]:
     """Return the outputs of a watch, and whether the video could not be read."""
     try:
-        seen = answerer.watch(watch.view)
+        seen = answerer.watch(watch.view, on_frame)
     except VideoReadError as error:
         return [Output(error=" ".join(str(error).split()))] * len(watch.samples), True
     outputs: dict[Key, Output] = {}

@@ -6,7 +6,7 @@ scores it. Samples with one `view` see the same thing, which is watched once for
 Dims: N options.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Protocol
@@ -108,8 +108,8 @@ class Score:
 class Answerer(Protocol):
     """A model in the harness: it looks once, then answers."""
 
-    def watch(self, view: View) -> Any:
-        """Return what has been seen, to be given to `answer` and `score_options`.
+    def watch(self, view: View, on_frame: Callable[[], None]) -> Any:
+        """Return what has been seen, to be given to `answer` and `score_options`; `on_frame` is called for each frame.
 
         Raises:
             VideoReadError: the video cannot be read; it is shown as an error.

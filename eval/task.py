@@ -19,7 +19,7 @@ from tqdm import tqdm
 from modeling_video_ma2mba.eval.parsers import LETTERS, OFFICIAL, said_choice, short_answer
 from modeling_video_ma2mba.eval.samples import Output, Sample, Score, Subtitle, View
 from modeling_video_ma2mba.eval.subtitles import lines_at
-from modeling_video_ma2mba.eval.task_media import TaskMedia
+from modeling_video_ma2mba.eval.task_media import ENDINGS, TaskMedia
 from modeling_video_ma2mba.eval.task_readers import (
     QUESTIONS,
     Part,
@@ -34,6 +34,7 @@ from modeling_video_ma2mba.processing.frame_sampling import DEFAULT_FPS, check_s
 from modeling_video_ma2mba.processing.video_errors import VideoReadError
 from modeling_video_ma2mba.train.annotation_files import Row, samples_from_rows
 from modeling_video_ma2mba.train.data_report import BadRow, DataReport, printable
+from modeling_video_ma2mba.train.media_index import NOT_FOUND
 
 FOLDER = Path(__file__).parent / "tasks"
 CUT_FILE = "cut_frame_mapping_valid.json"
@@ -99,7 +100,18 @@ class Task:
 
     def annotation_files(self, data: Path) -> list[Path]:
         """Return the annotation files that `read` reads below `data`; raises ValueError where some are missing."""
-        return [file for part in self.parts for file in annotation_files(part, data)]
+        files, missing = [], []
+        for part in self.parts:
+            found = annotation_files(part, data)
+            files += found
+            missing += [] if found else [" or ".join(part.files)]
+        if missing:
+            more = f", and {len(missing) - SHOWN_BAD_ROWS} more" if len(missing) > SHOWN_BAD_ROWS else ""
+            raise ValueError(
+                f"{self.name}: {len(missing)} of {len(self.parts)} annotation files are not below {data}: "
+                f"{', '.join(missing[:SHOWN_BAD_ROWS])}{more}; give the folder as {self._published_as()} has it"
+            )
+        return files
 
     def read(
         self,
@@ -132,6 +144,8 @@ class Task:
         if subtitles and self.subtitles is None:
             raise ValueError(f"{self.name} has no subtitles; leave subtitles out for it")
         folder = self._media_folder(data)
+        if data is not None:
+            self.annotation_files(data)  # all that is missing is told at once
         if subtitles and not (folder / self.subtitles["folder"]).is_dir():
             raise ValueError(f"{folder}: has no folder {self.subtitles['folder']}, where the subtitles are expected")
         made = DataReport() if report is None else report
@@ -146,13 +160,14 @@ class Task:
                 f"{entry.file}, row {entry.row}: {entry.reason}: {printable(entry.detail)}"
                 for entry in made.left_out[:SHOWN_BAD_ROWS]
             ]
+            missing = sum(entry.rows for entry in made.left_out if entry.reason == NOT_FOUND)
+            looked = f" {missing:,} of them because of media that were not found: {self._media_words(folder)}."
             raise ValueError(
-                f"{self.name}: {made.bad_rows:,} rows cannot be used; complete or correct the folder {folder}. "
+                f"{self.name}: {made.bad_rows:,} of {made.rows.total():,} rows cannot be used; complete or correct "
+                f"the folder {folder}, or go on without them with --allow-missing.{looked if missing else ''} "
                 + "; ".join(shown)
                 + (" ..." if made.bad_rows > SHOWN_BAD_ROWS else "")
             )
-        if limit is None and len(samples) != self.samples:
-            made.note(f"{self.name}: {len(samples):,} samples in place of the {self.samples:,} published")
         return samples
 
     def score(self, sample: Sample, output: Output) -> Score:
@@ -192,9 +207,24 @@ class Task:
             import huggingface_hub
 
             data = Path(huggingface_hub.constants.HF_HOME) / self.cache_folder
+            if not data.is_dir():
+                raise ValueError(
+                    f"{self.name}: no --data was given, and its media are not in {data}: download "
+                    f"{self._published_as()}, unpack its videos, and give the folder with --data {self.name}=FOLDER"
+                )
         if not data.is_dir():
             raise ValueError(f"{data} is not a folder; give the one with the annotations and media of {self.name}")
         return data
+
+    def _published_as(self) -> str:
+        return f"the data set {self.hub['dataset']} of the Hub" if self.hub else f"{self.title}, as published"
+
+    def _media_words(self, folder: Path) -> str:
+        """Return where media are looked for, as a pattern."""
+        folders = sorted({place for part in self.parts for place in (*part.folders, *part.cut)})
+        more = f" and {len(folders) - SHOWN_BAD_ROWS} more folders" if len(folders) > SHOWN_BAD_ROWS else ""
+        pattern = f"{folder}/{{{','.join(folders[:SHOWN_BAD_ROWS])}}}/NAME{{{','.join(ENDINGS)}}}{more}"
+        return pattern + (", or a file of that name in any folder below" if self.anywhere else "")
 
 
 class _SampleMaker:

@@ -22,7 +22,7 @@ from modeling_video_ma2mba.eval.ma2mba_answerer import OPTION_FORMS, common_leng
 from modeling_video_ma2mba.eval.parsers import LETTERS
 from modeling_video_ma2mba.eval.samples import Output, Sample, View
 from modeling_video_ma2mba.eval.subtitles import interleave
-from modeling_video_ma2mba.eval.view_frames import view_pictures, view_times
+from modeling_video_ma2mba.eval.view_frames import nobody, view_pictures, view_times
 from modeling_video_ma2mba.processing.video_errors import VideoReadError
 
 # Pictures wait at their own size for the model's processor.
@@ -61,7 +61,7 @@ class TransformersAnswerer:
         self.model, self.processor, self.name, self.option_form = model, processor, name, option_form
         self.knows_videos = getattr(processor, "video_processor", None) is not None
 
-    def watch(self, view: View) -> Seen:
+    def watch(self, view: View, on_frame: Callable[[], None] = nobody) -> Seen:
         """Read the frames of a view; no model runs.
 
         Raises:
@@ -69,7 +69,7 @@ class TransformersAnswerer:
         """
         times = view_times(view)
         pictures = None
-        for place, picture in enumerate(view_pictures(view, times)):
+        for place, picture in enumerate(view_pictures(view, times, on_frame)):
             if pictures is None:
                 if (size := len(times) * picture.nbytes) > MAX_PICTURE_BYTES:
                     raise VideoReadError(

@@ -10,7 +10,7 @@ Dims: F frames, H height, W width.
 """
 
 import re
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -48,21 +48,34 @@ def view_times(view: View) -> tuple[float, ...]:
     return tuple(times.tolist())
 
 
-def view_pictures(view: View, times: Sequence[float]) -> Iterator[np.ndarray]:
+def nobody() -> None:
+    """Hear of a frame, and do nothing."""
+
+
+def view_pictures(view: View, times: Sequence[float], on_frame: Callable[[], None] = nobody) -> Iterator[np.ndarray]:
     """Yield the picture at each time, uint8 (H, W, 3), RGB, in memory that does not grow with the length.
+
+    Args:
+        on_frame: called when a picture has been taken and the next one is asked for.
 
     Raises:
         VideoReadError: the video, or a picture of the folder, cannot be read.
     """
+    pictures = _file_pictures(view.video, times)
     if view.folder_fps is not None:
-        yield from _folder_pictures(view.video, view.folder_fps, times)
-        return
+        pictures = _folder_pictures(view.video, view.folder_fps, times)
     count = 0
-    for _, chunk in iter_frames(view.video, times=times, chunk=4):
-        count += len(chunk)
-        yield from chunk
+    for picture in pictures:
+        yield picture
+        on_frame()
+        count += 1
     if count != len(times):
         raise VideoReadError(view.video, f"only {count} of {len(times)} frames could be read")
+
+
+def _file_pictures(video: Path, times: Sequence[float]) -> Iterator[np.ndarray]:
+    for _, chunk in iter_frames(video, times=times, chunk=4):
+        yield from chunk
 
 
 def _numbered_pictures(folder: Path) -> list[Path]:

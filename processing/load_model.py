@@ -10,15 +10,23 @@ from modeling_video_ma2mba.shipped_model import model_folder
 
 
 def check_model(model_path: str, device: str) -> None:
-    """Raise ValueError for a folder that is no model and a GPU that is not there; costs nothing."""
+    """Raise ValueError for a folder that is no model and a device that is not there; costs nothing."""
     if model_path.startswith(("/", ".", "~")) and not Path(model_path).is_dir():
         raise ValueError(
             f"there is no model folder {model_path}: give a folder written by save_pretrained or a Hub name"
         )
     if Path(model_path).is_dir() and not (Path(model_path) / "config.json").is_file():
         raise ValueError(f"{model_path} has no config.json: it is not a model folder")
-    if device.startswith("cuda") and not torch.cuda.is_available():
-        raise ValueError(f"device={device!r}: this PyTorch sees no GPU; use --device cpu")
+    if device != "auto" and device not in (found := devices()):
+        raise ValueError(f"device={device!r}: this PyTorch has {', '.join(found)} here; use --device {found[-1]}")
+
+
+def devices() -> list[str]:
+    """Return the names of the devices that PyTorch can use here, "cpu" among them."""
+    if not torch.accelerator.is_available():
+        return ["cpu"]
+    kind = torch.accelerator.current_accelerator().type
+    return ["cpu", *(f"{kind}:{number}" for number in range(torch.accelerator.device_count())), kind]
 
 
 def load_model(

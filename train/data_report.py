@@ -142,7 +142,11 @@ class DataReport:
 
 def printable(text: str) -> str:
     """Return text from data so that it can be shown: short, on one line, without codes that act on a terminal."""
-    return "".join(letter if letter.isprintable() else "?" for letter in text[:200])
+    if len(text) > 200:
+        head = text[:196]
+        cut = head.rfind(" ")
+        text = f"{head[:cut] if cut > 100 else head} ..."  # not within a word, if they are not that long
+    return "".join(letter if letter.isprintable() else "?" for letter in text)
 
 
 def _in_words(reasons: list[tuple[str, int]]) -> str:

@@ -16,11 +16,12 @@ import pytest
 import _video_ma2mba_cli as console
 from modeling_video_ma2mba.eval import cli, evaluate_benchmarks, ma2mba_answerer
 from modeling_video_ma2mba.eval.compare import compare, comparison_text
+from modeling_video_ma2mba.eval.figures import draw
 from modeling_video_ma2mba.eval.judged import judged_figures
 from modeling_video_ma2mba.eval.local_judges import OfflineJudge
 from modeling_video_ma2mba.eval.model_index import metadata, model_index
 from modeling_video_ma2mba.eval.parsers import LETTERS
-from modeling_video_ma2mba.eval.report import draw, frames_text, markdown
+from modeling_video_ma2mba.eval.report import frames_text, markdown
 from modeling_video_ma2mba.eval.results import read_result
 from modeling_video_ma2mba.eval.run import read_questions
 from modeling_video_ma2mba.eval.samples import Output
@@ -65,7 +66,7 @@ class Perfect:
     def __init__(self, wrong=()):
         self.wrong = wrong
 
-    def watch(self, view):
+    def watch(self, view, on_frame):
         return view_times(view)
 
     def answer(self, seen, samples):
@@ -96,7 +97,7 @@ def run(model, data, tmp_path_factory):
     watch = ma2mba_answerer.Ma2mbaAnswerer.watch
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(
-            ma2mba_answerer.Ma2mbaAnswerer, "watch", lambda self, view: watched.append(view) or watch(self, view)
+            ma2mba_answerer.Ma2mbaAnswerer, "watch", lambda self, view, _: watched.append(view) or watch(self, view)
         )
         assert cli.main(words(model, data, output)) == 0
     return output / "model-1fps", watched
@@ -195,7 +196,7 @@ def test_all_five_benchmarks(model, tmp_path, monkeypatch, serve, capsys):
     monkeypatch.setattr(
         ma2mba_answerer.Ma2mbaAnswerer,
         "watch",
-        lambda self, view: watched.append((view, capsys.readouterr().err)) or watch(self, view),
+        lambda self, view, _: watched.append((view, capsys.readouterr().err)) or watch(self, view),
     )
     arguments = words(model, tmp_path, tmp_path / "out", ",".join(FIVE), "--frames", "2", "--likelihood")
     assert cli.main([*arguments, "--judge", "gpt-3.5-turbo-0125", "--judge-url", server.url]) == 0
@@ -252,10 +253,17 @@ def test_a_grid_of_frames(perfect, model, data, tmp_path, capsys):
         assert {len(row["times"]) for row in rows if row["error"] is None} == {frames}
     table = (tmp_path / "comparison.md").read_text()
     ours = [line for line in table.splitlines() if line.startswith("| perfect but 1 |")]
-    assert [line.split(" | ")[1] for line in ours] == ["2 frames", "3 frames", "0.5 frames a second"]
+    ways = ["2 frames", "3 frames", "0.5 frames a second"]
+    assert [line.split(" | ")[1] for line in ours] == [way for way in ways for _ in range(2)]
+    assert [line.split(" | ")[3] for line in ours] == ["official", "strict"] * 3
+    assert all(line.split(" | ")[2] == "6 of 2,700 questions" for line in ours)
     assert len([line for line in table.splitlines() if line.startswith("| paper, 3.1b,")]) == 10
-    assert "trained with 1 frame a second | 1 frame a second | 35.4 | 42.7 | 57.6 | 45.2 |" in table
-    assert table in capsys.readouterr().out
+    assert (
+        "trained with 1 frame a second | 1 frame a second | 2,700 questions | official | 35.4 | 42.7 | 57.6 | 45.2 |"
+        in table
+    )
+    assert table in (out := capsys.readouterr().out)
+    assert ("frames.png" in out) == (tmp_path / "frames.png").is_file() == evaluate_benchmarks.HAS_MATPLOTLIB
 
 
 def test_comparing_two_runs(perfect, model, data, tmp_path, capsys):
@@ -354,14 +362,22 @@ def test_the_metadata_of_a_model_card(perfect, model, data, tmp_path, capsys):
         (["--data", "mvbench=."], "--data for mvbench"),
         (["--model", "./nowhere"], "no model folder"),
         (["--limit", "0"], "limit=0"),
-        (["--judge-url", "http://localhost:1/v1"], "--judge-url needs --judge"),
+        (["--judge-url", "http://localhost:1/v1"], "--judge-url and --judge-max-dollars need --judge"),
         (["--frames", "0"], "num_frames=0"),
+        (["--frames", "99999999999"], "a number of frames is at most 10,000,000"),
+        (["--device", "foo"], "device='foo': this PyTorch has cpu"),
+        (["--judge", "local:/nope"], "there is no model folder /nope"),
+        (["--judge", "local:/nope", "--judge-max-dollars", "1"], "leave --judge-url and --judge-max-dollars out"),
+        (["--judge", "m", "--judge-url", "localhost:8000/v1"], "it begins neither with http:// nor with https://"),
+        (["--judge", "m", "--judge-url", "http://localhost:port/v1"], "it cannot be read (Port could not be cast"),
+        (["--judge", "m", "--judge-max-dollars", "nan"], "must be 0 or more"),
+        (["--output", __file__], "is a file; give a folder"),
     ],
 )
 def test_bad_input_is_one_line(model, data, tmp_path, capsys, more, message):
     assert cli.main([*words(model, data, tmp_path), *more]) == 2
     lines = capsys.readouterr().err.strip().splitlines()
-    assert lines[-1].startswith("eval: error: ") and message in lines[-1]
+    assert lines[-1].startswith("video-ma2mba: error: ") and message in lines[-1]
 
 
 @pytest.mark.parametrize(
@@ -413,6 +429,41 @@ def test_a_run_of_errors_alone_says_so(run):
         model_index(result, "mine")
     task["summary"]["errors"] = 0
     assert "No score without a judge." in markdown(result)
+
+
+def test_a_run_in_which_every_question_fails_does_not_pass(perfect, model, data, tmp_path, monkeypatch, capsys):
+    def answer(self, seen, samples):
+        return [Output(error="the words are unknown", times=seen)] * len(samples)
+
+    perfect()
+    monkeypatch.setattr(Perfect, "answer", answer)
+    assert cli.main(words(model, data, tmp_path, "activitynet-qa")) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "activitynet-qa: not one of 10 questions could be asked: the words are unknown" in line
+    assert (tmp_path / "model-1fps" / "results.md").is_file()
+
+
+def test_letters_that_are_one_word_are_told_at_once(data, tmp_path, capsys):
+    """The shipped model knows no letters."""
+    assert cli.main(words("tiny", data, tmp_path, "video-mme", "--likelihood")) == 2
+    line = capsys.readouterr().err.strip().splitlines()[-1]
+    assert "cannot tell the letters of options apart" in line and "use --likelihood text" in line
+
+
+def test_a_judge_that_cannot_be_asked_is_told_before_the_first_video(
+    perfect, model, data, tmp_path, monkeypatch, capsys
+):
+    perfect()
+    monkeypatch.setattr(Perfect, "watch", lambda *_: pytest.fail("a video was watched"))
+    monkeypatch.delenv("OPENAI_API_KEY", raising=False)
+    judge = ["--judge", "gpt-3.5-turbo-0125"]
+    for more, message in (
+        ([], "OPENAI_API_KEY is not set, and https://api.openai.com/v1 needs a key"),
+        (["--judge-url", "http://127.0.0.1:9/v1"], "nobody replies at http://127.0.0.1:9/v1"),
+        (["--judge-url", "http://127.0.0.1:9/v1", "--judge-max-dollars", "0.0001"], "raise --judge-max-dollars"),
+    ):
+        assert cli.main([*words(model, data, tmp_path, "activitynet-qa"), *judge, *more]) == 2
+        assert message in capsys.readouterr().err
 
 
 def test_one_frame_is_singular():

@@ -257,9 +257,9 @@ def test_requests_at_once_and_per_minute(serve):
 @pytest.mark.parametrize(
     "options, message",
     [
-        ({"base_url": "localhost:8000"}, "base_url must be"),
-        ({"base_url": "file:///etc/passwd"}, "base_url must be"),
-        ({"base_url": "https://user:secret@host/v1"}, "base_url must be"),
+        ({"base_url": "localhost:8000"}, "base_url, --judge-url"),
+        ({"base_url": "file:///etc/passwd"}, "base_url, --judge-url"),
+        ({"base_url": "https://user:secret@host/v1"}, "base_url, --judge-url"),
         ({"base_url": "http://host/v1/chat/completions"}, "leave /chat/completions out"),
         ({"concurrency": 0}, "concurrency=0"),
         ({"timeout": 0}, "timeout=0"),

@@ -21,7 +21,7 @@ def folder(scene_model, scene_processor, tmp_path_factory):
 
 
 def run(folder, output, *words):
-    assert needle.main(["--model", str(folder), "--output", str(output), "--device", "cpu", *words]) == 0
+    assert console.main(["needle", "--model", str(folder), "--output", str(output), "--device", "cpu", *words]) == 0
     answers = [json.loads(line) for line in (output / needle.ANSWERS).read_text().splitlines()]
     return json.loads((output / needle.RESULT).read_text()), answers
 
@@ -49,6 +49,13 @@ def test_the_command(folder, tmp_path, capsys):
     assert same == answers and (result["cost"]["passes"], again["cost"]["passes"]) == (2, 4)
     moved = run(folder, tmp_path / "other", *words, "--seed", "1", "--trials", "1")[1]
     assert [one["question"] for one in moved] != [one["question"] for one in answers[:6]]
+
+
+def test_an_earlier_result_stays(folder, tmp_path, capsys):
+    (tmp_path / needle.RESULT).write_text("earlier")
+    assert console.main(["needle", "--model", str(folder), "--output", str(tmp_path), "--lengths", "4"]) == 2
+    assert "is the result of an earlier run: choose another --output" in capsys.readouterr().err
+    assert (tmp_path / needle.RESULT).read_text() == "earlier" and len(list(tmp_path.iterdir())) == 1
 
 
 def test_the_shipped_model_finds_digits(tmp_path, capsys):
@@ -79,6 +86,8 @@ def test_own_video_and_needles(folder, tmp_path):
     "words, message",
     [
         ("--model /nowhere", "there is no model folder /nowhere"),
+        ("--device foo", "device='foo': this PyTorch has cpu"),
+        ("--output {0}/file/below", "file is a file; give a folder"),
         ("--lengths 0", "--lengths 0: a haystack has 1 frame or more"),
         ("--depths 0 1.5", "they lie between 0 (the start) and 1"),
         ("--trials 0", "--trials 0"),
@@ -91,19 +100,20 @@ def test_own_video_and_needles(folder, tmp_path):
     ],
 )
 def test_bad_input_is_one_line(folder, tmp_path, words, message, capsys):
+    (tmp_path / "file").write_text("")
     words = words.format(tmp_path).split()
     if "--model" not in words:
         words += ["--model", str(folder)]
-    assert needle.main(["--output", str(tmp_path / "out"), "--lengths", "4", *words]) == 2
+    assert console.main(["needle", "--output", str(tmp_path / "out"), "--lengths", "4", *words]) == 2
     error = capsys.readouterr().err.strip().splitlines()[-1]
-    assert error.startswith("needle: error: ") and message in error
+    assert error.startswith("video-ma2mba: error: ") and message in error
 
 
 def test_the_help_does_not_wait_for_torch():
     assert tuple(KINDS) == needle.KINDS
     code = (
-        f"import runpy, sys\nsys.argv = ['needle', '--help']\n"
-        f"try: runpy.run_path({needle.__file__!r}, run_name='__main__')\n"
+        "import sys, _video_ma2mba_cli as console\n"
+        "try: console.main(['needle', '--help'])\n"
         "except SystemExit: print('torch' in sys.modules)"
     )
     done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60)

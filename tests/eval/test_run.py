@@ -29,13 +29,15 @@ class FakeAnswerer:
     def __init__(self, log=None, pause=0.0, broken=BROKEN):
         self.log, self.pause, self.broken = log, pause, broken
 
-    def watch(self, view):
+    def watch(self, view, on_frame):
         if self.log is not None:
             with open(self.log, "a") as file:
                 file.write(view.video.name + "\n")
         time.sleep(self.pause)
         if view.video.name == self.broken:
             raise VideoReadError(view.video, "it is broken")
+        for _ in run.view_times(view):
+            on_frame()
         return view
 
     def answer(self, seen, samples):
@@ -248,6 +250,12 @@ def test_reading_questions(tmp_path):
         read_questions(["video-mme"], {"video-mme": folder}, fps=1.0)
     (one,) = read_questions(["video-mme"], {"video-mme": folder}, fps=1.0, allow_missing=True)
     assert (len(one.samples), len(one.left_out)) == (3, 3)
+    for sampling, message in (
+        ({"num_frames": 99999999999}, "99,999,999,999 is too much: a number of frames is at most 10,000,000"),
+        ({"fps": 1e9}, "frames a second is at most 1,000"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            read_questions(["video-mme"], {"video-mme": folder}, **sampling)
     for tasks, data, message in (
         (["video-mme"], {"mvbench": folder}, "--data for mvbench"),
         (["nothing"], {}, "nothing"),
