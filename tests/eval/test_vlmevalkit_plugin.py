@@ -3,7 +3,7 @@
 import importlib
 import importlib.util
 import sys
-from types import ModuleType, SimpleNamespace
+from types import ModuleType
 
 import numpy as np
 import pytest
@@ -151,25 +151,3 @@ def test_other_mixtures_are_refused(model, films, tmp_path):
     ):
         with pytest.raises(ValueError, match=f"MLVU: a question about {counts} images"):
             model.generate([*visuals, text("what ?")], dataset="MLVU")
-
-
-@pytest.mark.skipif(not IS_REAL, reason="VLMEvalKit is missing: clone it, and pip install --editable its folder")
-def test_vlmevalkit_runs_the_model(plugin, model, films, monkeypatch, tmp_path):
-    """By the two lines of the README in its registry, through its loop over a data set of videos."""
-    import pandas
-    from vlmeval import inference_video
-    from vlmeval.config import supported_VLM
-
-    monkeypatch.setitem(supported_VLM, "video-ma2mba", lambda: model)
-    asked = SimpleNamespace(
-        dataset_name="Video-MME", nframe=3, fps=-1,
-        data=pandas.DataFrame({"index": [0, 1], "question": ["who ?", "what ?"], "video": films[1:]}),
-        build_prompt=lambda row, video_llm: [video(films[1 + row]), text("who ?")] if video_llm else None,
-    )  # fmt: skip
-    monkeypatch.chdir(tmp_path)
-    inference_video.infer_data("video-ma2mba", "video-ma2mba", str(tmp_path), asked, str(tmp_path / "out.pkl"))
-    answers = inference_video.load(str(tmp_path / "out.pkl"))
-    view = plugin.View(video=films[1], fps=None, num_frames=3)
-    seen = model.answerer.watch(view)
-    expected = model.answerer.model.ask(seen.memory, "who ?", processor=model.answerer.processor, **OPTIONS)
-    assert answers == {0: expected, 1: plugin.FAILED}
