@@ -5,7 +5,7 @@
 The vision tower learns to name colour, shape, digit and place in single pictures, with linear heads that are thrown
 away. The language model learns from text alone: a story that says what each frame shows, then questions about it. The
 two run side by side, as processes with one thread each, and end in one model folder that `stage1.py` starts from. The
-projector stays random. Nothing held out (combinations, wordings) is seen.
+projector stays random. Nothing held out (neighbours, wordings) is seen.
 
 Dims: P pictures, B stories, T tokens, V visual tokens of a picture, D width of the tower.
 """
