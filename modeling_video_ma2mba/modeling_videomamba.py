@@ -34,7 +34,7 @@ class VideoMambaStepProjection(nn.Linear):
 
     def forward(self, low: torch.Tensor) -> torch.Tensor:
         """(B, L, R) -> (B, L, E), without the bias."""
-        return F.linear(low.to(self.weight.dtype), self.weight).to(low.dtype)
+        return F.linear(low, self.weight)
 
 
 class VideoMambaMixer(KeepsFp32):
@@ -176,9 +176,6 @@ class VideoMambaPreTrainedModel(PreTrainedModel):
     _keep_in_fp32_modules_strict = tuple(
         name.format(suffix) for suffix in ("", "_b", "_t", "_tb") for name in ("A{}_log", "D{}", "dt_proj{}.bias")
     )
-    # Loaded as float16 these are fp32, and nothing quantises them: step sizes do not survive few bits. (The pattern is
-    # the parameter's name, for torchao; bitsandbytes takes plain `nn.Linear` alone.)
-    _keep_in_fp32_modules = tuple(f"dt_proj{suffix}.weight" for suffix in ("", "_b", "_t", "_tb"))
     # The loss is a mean over the batch; the Trainer divides by accumulation steps.
     accepts_loss_kwargs = False
 
