@@ -89,8 +89,9 @@ def test_commands_and_options_are_frozen():
         "page": ["--device", "--dtype", "--help", "--model", "--port"],
         "data": ["--help", "what"],
         "eval": [
-            "--allow-missing", "--data", "--device", "--dtype", "--frames", "--help", "--judge", "--judge-url",
-            "--likelihood", "--limit", "--model", "--output", "--subtitles", "--tasks", "what",
+            "--allow-missing", "--data", "--device", "--dtype", "--frames", "--help", "--judge",
+            "--judge-max-dollars", "--judge-url", "--likelihood", "--limit", "--model", "--output", "--subtitles",
+            "--tasks", "what",
         ],
         "needle": [
             "--depths", "--device", "--distractors", "--dtype", "--fps", "--help", "--lengths", "--model",
