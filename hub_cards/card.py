@@ -170,7 +170,7 @@ def _told(folder: Path) -> dict[str, str]:
         if not run.get("finished"):
             told["state"] += " **The run did not come to its end.**"
         told["training"] = _training(run, recipe)
-    elif any("projector" in str(name) for name in report.get("new", {})):
+    elif isinstance(report.get("new"), dict) and any("projector" in name for name in report["new"]):
         told |= untrained()
     elif report:
         told["state"] = "Converted from published weights; `conversion_report.json` accounts for every tensor."

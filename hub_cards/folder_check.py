@@ -14,6 +14,7 @@ from transformers.utils import logging
 
 import modeling_video_ma2mba
 from modeling_video_ma2mba.checkpoint_files import TensorFiles, check_inside, read_json
+from modeling_video_ma2mba.folder_fields import check_folder_fields
 from modeling_video_ma2mba.hub_cards.card import PLACEHOLDER
 from modeling_video_ma2mba.hub_folder import code_names
 from modeling_video_ma2mba.train.data_report import printable
@@ -121,6 +122,7 @@ def check_loads(folder: Path):
     Raises:
         ValueError, OSError: the folder is not complete, or its parts do not fit one another.
     """
+    check_folder_fields(folder)
     config = read_json(folder / "config.json")
     model_type, names = config.get("model_type"), config.get("architectures")
     try:

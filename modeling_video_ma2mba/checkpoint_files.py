@@ -22,7 +22,7 @@ _MAX_PICKLE_BYTES = 64 << 20
 _MAX_NAME, _MAX_DIMS, _MAX_SIDE = 512, 8, 1 << 40
 _DTYPES = {
     "F64": torch.float64, "F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16,
-    "I64": torch.int64, "I32": torch.int32, "U8": torch.uint8, "BOOL": torch.bool,
+    "I64": torch.int64, "I32": torch.int32, "I8": torch.int8, "U8": torch.uint8, "BOOL": torch.bool,
 }  # fmt: skip
 # What torch raises for files that are cut off or are no checkpoints (UnpicklingError is told apart).
 _TORCH_ERRORS = (RuntimeError, ValueError, EOFError, OSError, KeyError, AttributeError, TypeError, IndexError)

@@ -17,6 +17,7 @@ import torch
 from .checkpoint_analytic import analytic_costs
 from .checkpoint_budget import free_bytes
 from .checkpoint_costs import StepCosts, measure_costs
+from .checkpoint_files import read_json
 from .checkpoint_plan import CheckpointPlan
 from .checkpoint_planner import NoPlanFits, candidates, decreasing, find_plan
 from .checkpoint_predict import PlanCosts, gib, predict
@@ -134,7 +135,7 @@ def read_config(model: str) -> Ma2mbaConfig | VideoMa2mbaConfig:
             f"--model {model}: neither a preset (370m, 1.3b, 2.7b; video: 0.7b, 1.8b, 3.1b) nor a folder with a "
             "config.json"
         )
-    model_type = json.loads(path.read_text(encoding="utf-8")).get("model_type")
+    model_type = read_json(path).get("model_type")
     return (VideoMa2mbaConfig if model_type == "video_ma2mba" else Ma2mbaConfig).from_pretrained(model)
 
 

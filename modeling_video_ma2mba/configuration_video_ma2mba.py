@@ -10,6 +10,7 @@ from huggingface_hub.dataclasses import strict
 from transformers import CLIPVisionConfig, Mamba2Config, PreTrainedConfig, SiglipVisionConfig
 from transformers.activations import ACT2FN
 
+from .config_errors import ClearConfigErrors
 from .configuration_videomamba import VideoMambaConfig
 from .kernels import BACKENDS
 
@@ -49,7 +50,7 @@ def _choose(presets: dict[str, Any], name: str) -> Any:
 
 
 @strict
-class Ma2mbaConfig(Mamba2Config):
+class Ma2mbaConfig(ClearConfigErrors, Mamba2Config):
     """Configuration of the Mamba-2 language model: fields and defaults of transformers' `Mamba2Config`, and one more.
 
     Any Mamba-2 `config.json` (`model_type: mamba2`) is read as it is, and means the same thing here.
@@ -137,7 +138,7 @@ class Ma2mbaConfig(Mamba2Config):
 
 
 @strict
-class VideoMa2mbaConfig(PreTrainedConfig):
+class VideoMa2mbaConfig(ClearConfigErrors, PreTrainedConfig):
     """Configuration of Video-Ma²mba: a vision tower, a 2-layer MLP projector and a Mamba-2 language model.
 
     Args:

@@ -9,6 +9,7 @@ from typing import Any
 from huggingface_hub.dataclasses import strict
 from transformers import PreTrainedConfig
 
+from .config_errors import ClearConfigErrors
 from .kernels import BACKENDS
 from .scan_orders import block_scans
 
@@ -22,7 +23,7 @@ PRESETS = {
 
 
 @strict
-class VideoMambaConfig(PreTrainedConfig):
+class VideoMambaConfig(ClearConfigErrors, PreTrainedConfig):
     """Configuration of VideoMamba. Defaults: Tiny, for images of 224 px.
 
     Args:

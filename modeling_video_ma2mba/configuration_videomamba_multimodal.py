@@ -8,11 +8,12 @@ import math
 from huggingface_hub.dataclasses import strict
 from transformers import BertConfig, PreTrainedConfig
 
+from .config_errors import ClearConfigErrors
 from .configuration_videomamba import VideoMambaConfig
 
 
 @strict
-class VideoMambaMultiModalConfig(PreTrainedConfig):
+class VideoMambaMultiModalConfig(ClearConfigErrors, PreTrainedConfig):
     """Configuration of `VideoMambaMultiModalModel`. Defaults: the published model, Middle with BERT base.
 
     Args:

@@ -19,6 +19,7 @@ from .convert_mamba2 import (
     read_mamba2_config,
     take_mamba2,
 )
+from .folder_fields import check_folder_fields
 from .modeling_video_ma2mba import VideoMa2mbaForConditionalGeneration, VideoMa2mbaProjector
 
 VISUAL_TOKENS = ("<image>", "<video>")
@@ -98,8 +99,12 @@ def read_tokenizer(folder: str | Path, config: PreTrainedConfig | None = None):
     Args:
         config: in place of the folder's `config.json`, where that is not one of transformers.
     """
+    if Path(folder).is_dir():
+        check_folder_fields(folder)
     try:
         tokenizer = AutoTokenizer.from_pretrained(folder, config=config, trust_remote_code=False)
+    except (TypeError, AttributeError, LookupError, ArithmeticError) as error:  # values of the wrong kind
+        raise ConversionError(f"the tokenizer in {folder} does not load: {error}") from error
     except (OSError, ValueError) as error:
         raise ConversionError(
             f"{folder} has no tokenizer: give one with --tokenizer (Mamba-2 uses GPT-NeoX's)"

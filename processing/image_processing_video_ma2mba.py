@@ -36,8 +36,10 @@ class VideoMa2mbaImageProcessor(BaseImageProcessor):
         super().__init__(**kwargs)
         if frame_fit not in FRAME_FITS:
             raise ValueError(f"frame_fit={frame_fit!r} is not one of {', '.join(FRAME_FITS)}")
-        if not isinstance(size, int) or not 1 <= size <= 4096:
-            raise ValueError(f"size={size!r} must be a whole number from 1 to 4096")
+        if type(size) is not int or not 1 <= size <= 4096:
+            raise ValueError(f"size={size!r:.80} must be a whole number from 1 to 4096")
+        if len(image_mean) != 3 or not all(type(mean) in (int, float) and 0 <= mean <= 1 for mean in image_mean):
+            raise ValueError(f"image_mean={image_mean!r:.80} must be 3 numbers from 0 to 1")
         self.size = size
         self.frame_fit = frame_fit
         self.image_mean = list(image_mean)

@@ -3,10 +3,15 @@
 from pathlib import Path
 
 import torch
-from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor
+from transformers import AutoConfig, AutoModelForImageTextToText, AutoProcessor, PreTrainedConfig
 from transformers.utils import logging
 
+from modeling_video_ma2mba.checkpoint_files import TensorFiles
+from modeling_video_ma2mba.folder_fields import check_folder_fields
 from modeling_video_ma2mba.shipped_model import model_folder
+
+# What transformers raises for values of the wrong kind in a folder's files, beside ValueError and OSError.
+_RAISED = (TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError, AssertionError)
 
 
 def check_model(model_path: str, device: str) -> None:
@@ -47,7 +52,42 @@ def load_model(
     if dtype == "auto":
         dtype = "bfloat16" if device.startswith("cuda") else "float32"
     logging.disable_progress_bar()
-    AutoConfig.from_pretrained(model_path)  # refuses the authors' layout with the command that converts it
-    processor = AutoProcessor.from_pretrained(model_path)
-    model = auto_class.from_pretrained(model_path, dtype=getattr(torch, dtype)).to(device).eval()
-    return model, processor
+    is_local = Path(model_path).is_dir()
+    if is_local:
+        check_folder_fields(model_path)
+    try:
+        # Refuses the authors' layout with the command that converts it. Nothing here runs a folder's own code.
+        config = AutoConfig.from_pretrained(model_path, trust_remote_code=False)
+        if is_local:
+            _check_weights(Path(model_path), config, auto_class)
+        processor = AutoProcessor.from_pretrained(model_path, trust_remote_code=False)
+        model, found = auto_class.from_pretrained(
+            model_path, dtype=getattr(torch, dtype), trust_remote_code=False, output_loading_info=True
+        )
+    except _RAISED as error:
+        reason = " ".join(str(error).split())
+        raise ValueError(f"{model_path} does not load: {type(error).__name__}: {reason:.500}") from error
+    if found["missing_keys"]:
+        raise ValueError(
+            f"{model_path}: {len(found['missing_keys'])} parameters of its {config.model_type} model are not in its "
+            f"weights, e.g. {min(found['missing_keys'])}"
+        )
+    return model.to(device).eval(), processor
+
+
+def _check_weights(folder: Path, config: PreTrainedConfig, auto_class: type) -> None:
+    """Raise ValueError where a config describes other sizes than the weights have, or far more; takes no memory."""
+    stored = TensorFiles(folder).meta
+    with torch.device("meta"):
+        model = auto_class.from_config(config, trust_remote_code=False)
+    if not hasattr(config, "quantization_config"):  # whose numbers are packed
+        for name, tensor in model.state_dict().items():
+            if name in stored and stored[name].shape != tensor.shape:
+                raise ValueError(
+                    f"{folder}: {name} is {tuple(stored[name].shape)} in the weights and {tuple(tensor.shape)} by "
+                    "config.json"
+                )
+    held = sum(tensor.numel() for tensor in stored.values())
+    described = sum(tensor.numel() for tensor in (*model.parameters(), *model.buffers()))
+    if described > 4 * held + (1 << 20):  # 4 bits are packed in pairs; buffers are in no file
+        raise ValueError(f"{folder}: its config describes {described} numbers, its weights hold {held}")

@@ -4,6 +4,7 @@ It decodes and samples videos, fits frames, and writes one placeholder id per vi
 model does, on its device). A prompt holds every frame in memory as uint8; `stream_frames` holds a few.
 """
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -48,6 +49,12 @@ class VideoMa2mbaProcessor(ProcessorMixin):
         chat_template: str | None = None,
         **kwargs,
     ):
+        if type(tokens_per_frame) is not int or not 1 <= tokens_per_frame <= 1 << 16:
+            raise ValueError(f"tokens_per_frame={tokens_per_frame!r:.80} must be a whole number from 1 to 65536")
+        if type(fps) not in (int, float) or not 0 < fps < math.inf:
+            raise ValueError(f"fps={fps!r:.80} must be a positive number")
+        if max_frames is not None and (type(max_frames) is not int or max_frames < 1):
+            raise ValueError(f"max_frames={max_frames!r:.80} must be a whole number from 1, or None")
         super().__init__(image_processor, tokenizer, chat_template=chat_template or CHAT_TEMPLATE)
         self.tokens_per_frame = tokens_per_frame
         self.fps = fps

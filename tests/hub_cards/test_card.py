@@ -142,3 +142,11 @@ def test_what_fits_is_what_the_planner_plans(folder):
     held = costs.weights + costs.gradients + costs.sums + costs.optimizer
     plan = find_plan(costs, 3600 * 144 + 300, int(0.95 * 24e9) - held, objective="memory", num_frames=3600)
     assert row.split("|")[5].strip() == "fits" and plan.predicted.device < 0.95 * 24e9
+
+
+@pytest.mark.parametrize("new", [3, None, ["projector"], "projector", {"a.projector.b": "new"}])
+def test_reports_that_hold_anything(folder, new):
+    path = folder("text")
+    (path / "conversion_report.json").write_text(json.dumps({"new": new}))
+    text = write_card(path, "me/mine", "mit").read_text(encoding="utf-8")
+    assert ("it is not trained" in text) == isinstance(new, dict)

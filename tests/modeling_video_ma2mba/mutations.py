@@ -1,9 +1,16 @@
-"""Changes to files for the fuzz tests: JSON with hostile things somewhere inside, bytes flipped and cut off."""
+"""Changes to files for the fuzz tests, and their loop: JSON with hostile things somewhere inside, bytes flipped."""
 
 import json
 import random
+import resource
 import time
 from collections.abc import Iterator
+
+import pytest
+
+# What a file may be refused with.
+CLEAR = (ValueError, OSError)
+MOST_KIB = 300_000
 
 HOSTILE = [
     None, True, False, -1, 0, 1, 2, 7, 3.5, -0.0, 1e-320, 1e308, 10**9, 2**31, 2**63, 2**64, -(2**63), 10**400,
@@ -76,3 +83,30 @@ def rounds(name: str, seconds: float) -> Iterator[tuple[str, random.Random]]:
         yield seed, random.Random(seed)
         i += 1
     print(f"{name}: {i} rounds in {seconds} s")
+
+
+def seconds(short: float) -> list:
+    """Return the CPU seconds of a test as its parameters: those in CI, and longer in `make test-slow`."""
+    return [
+        pytest.param(short, id="short", marks=pytest.mark.timeout(300)),
+        pytest.param(300, id="long", marks=[pytest.mark.slow, pytest.mark.timeout(3600)]),
+    ]
+
+
+def fuzz(name, seconds, attempt, allowed=CLEAR, refused_share=4):
+    """Call `attempt(rng)` with one generator after the other: it returns, or raises one of `allowed` with a text."""
+    count = refused = 0
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    for seed, rng in rounds(name, seconds):
+        count += 1
+        try:
+            attempt(rng)
+        except allowed as error:
+            refused += 1
+            assert str(error), f"seed {seed!r}: {type(error).__name__} without a text"
+        except BaseException as error:
+            error.add_note(f"seed {seed!r}")
+            raise
+        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
+        assert grown < MOST_KIB, f"seed {seed!r}: {grown} KiB more than before"
+    assert refused >= count // refused_share, f"{refused} of {count} refused: the changes do not reach deep"

@@ -5,7 +5,6 @@ Each failure names its seed; `random.Random(seed)` repeats its round.
 
 import importlib.util
 import json
-import resource
 import struct
 from pathlib import Path
 
@@ -19,34 +18,6 @@ from modeling_video_ma2mba.video_memory import WatchedVideo
 _spec = importlib.util.spec_from_file_location("mutations", Path(__file__).parent / "mutations.py")
 mutations = importlib.util.module_from_spec(_spec)
 _spec.loader.exec_module(mutations)
-
-# CPU seconds of each of the tests; `make test-slow` looks longer.
-SECONDS = [
-    pytest.param(1, id="short"),
-    pytest.param(300, id="long", marks=[pytest.mark.slow, pytest.mark.timeout(900)]),
-]
-# What a file may be refused with.
-CLEAR = (ValueError, OSError)
-MOST_KIB = 300_000
-
-
-def fuzz(name, seconds, attempt, allowed=CLEAR, refused_share=4):
-    """Call `attempt(rng)` with one generator after the other: it returns, or raises one of `allowed` with a text."""
-    count = refused = 0
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    for seed, rng in mutations.rounds(name, seconds):
-        count += 1
-        try:
-            attempt(rng)
-        except allowed as error:
-            refused += 1
-            assert str(error), f"seed {seed!r}: {type(error).__name__} without a text"
-        except BaseException as error:
-            error.add_note(f"seed {seed!r}")
-            raise
-        grown = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before
-        assert grown < MOST_KIB, f"seed {seed!r}: {grown} KiB more than before"
-    assert refused >= count // refused_share, f"{refused} of {count} refused: the changes do not reach deep"
 
 
 def split(path):
@@ -79,7 +50,7 @@ def overlapping(header, rng):
     return {**header, one: {**header[one], "data_offsets": offsets}}
 
 
-@pytest.mark.parametrize("seconds", SECONDS)
+@pytest.mark.parametrize("seconds", mutations.seconds(15))
 def test_headers_of_checkpoints(video_model, tmp_path, seconds):
     video_model().save_pretrained(tmp_path)
     path = tmp_path / "model.safetensors"
@@ -93,10 +64,10 @@ def test_headers_of_checkpoints(video_model, tmp_path, seconds):
             files.read(name)
         files.close()
 
-    fuzz("headers", seconds, attempt, allowed=ConversionError, refused_share=2)
+    mutations.fuzz("headers", seconds, attempt, allowed=ConversionError, refused_share=2)
 
 
-@pytest.mark.parametrize("seconds", SECONDS)
+@pytest.mark.parametrize("seconds", mutations.seconds(15))
 def test_headers_of_states_and_memories(video_model, tmp_path, seconds):
     model, path = video_model(), tmp_path / "memory.safetensors"
     config = model.config
@@ -129,4 +100,4 @@ def test_headers_of_states_and_memories(video_model, tmp_path, seconds):
         else:
             RecurrentState.load(path, config)
 
-    fuzz("memories", seconds, attempt)
+    mutations.fuzz("memories", seconds, attempt)
