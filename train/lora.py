@@ -12,11 +12,10 @@ from torch import nn
 from modeling_video_ma2mba.train.recipes import Recipe
 
 TARGETS = r".*language_model\.layers\.\d+\.mixer\.(in_proj|out_proj)"
-_WHOLE = {"projector": "multi_modal_projector", "vision_tower": "vision_tower"}
 
 
 def add_lora(model: nn.Module, recipe: Recipe) -> PeftModel:
-    """Return `model` with adapters of the recipe's rank, and in full what else the recipe trains: projector, tower.
+    """Return `model` with adapters of the recipe's rank, and its projector trained in full if the recipe trains it.
 
     Raises:
         ValueError: the number of adapters is not two for each layer.
@@ -25,7 +24,7 @@ def add_lora(model: nn.Module, recipe: Recipe) -> PeftModel:
         r=recipe.lora_rank,
         lora_alpha=2 * recipe.lora_rank,
         target_modules=TARGETS,
-        modules_to_save=[module for part, module in _WHOLE.items() if part in recipe.trains] or None,
+        modules_to_save=["multi_modal_projector"] if "projector" in recipe.trains else None,
     )
     layers = model.config.text_config.num_hidden_layers
     adapted = get_peft_model(model, config)
