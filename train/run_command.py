@@ -24,12 +24,15 @@ _BAD_INPUT = (
 
 
 def run_command(title: str, run: Callable[[], None]) -> int:
-    """Run a training; return the exit code: 0 done, 2 bad input, said in one line."""
+    """Run a training; return the exit code: 0 done, 2 bad input, 130 interrupted, both said in one line."""
     try:
         run()
     except _BAD_INPUT as error:
         print(f"{title}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"{title}: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
     return 0
 
 
