@@ -124,9 +124,14 @@ def _parser() -> argparse.ArgumentParser:
     check = checks.add_parser("check", help="count samples and tokens, open every file, estimate memory and hours")
     check.add_argument("--stage", choices=("1", "1.5", "2"), required=True)
     check.add_argument(
-        "--data", action="append", required=True, help="READER:ANNOTATIONS,MEDIA,..., as for the stage's script"
+        "--data",
+        action="append",
+        required=True,
+        help="READER:ANNOTATIONS,MEDIA,..., as for the stage's script, whose --help lists the readers",
     )
-    check.add_argument("--model", required=True, help="folder that training starts from")
+    check.add_argument(
+        "--model", default="tiny", help="folder that training starts from (default: the small shipped one)"
+    )
     check.add_argument("--recipe", default="tiny", help="see train/recipes.yaml (default: %(default)s)")
     check.add_argument("--override", action="append", default=[], metavar="FIELD=VALUE", help="change the recipe")
     check.add_argument("--budget", help='device memory in all, such as "80GiB" (default: the least is named)')
@@ -359,15 +364,17 @@ def _plan(arguments: argparse.Namespace) -> int:
 
 def _data_check(arguments: argparse.Namespace) -> int:
     from modeling_video_ma2mba.checkpointing import parse_bytes
+    from modeling_video_ma2mba.shipped_model import model_folder
     from modeling_video_ma2mba.train.data_check import check_data, memory_line
     from modeling_video_ma2mba.train.recipes import load_recipe
 
     recipe = load_recipe(arguments.recipe, arguments.stage, arguments.override)
     budget = None if arguments.budget is None else parse_bytes(arguments.budget, "--budget")
-    found = check_data(arguments.data, recipe, arguments.model)
-    memory = memory_line(found, recipe, arguments.model, budget)
+    model = model_folder(arguments.model)
+    found = check_data(arguments.data, recipe, model)
+    memory = memory_line(found, recipe, model, budget)
     print("\n".join(found.lines(recipe, memory, arguments.tokens_per_second)))
-    return 0
+    return 0 if found.stops is None else 2
 
 
 def _card(arguments: argparse.Namespace) -> int:

@@ -19,6 +19,9 @@ from modeling_video_ma2mba.train.readers import read_data
 from modeling_video_ma2mba.train.recipes import Recipe
 from modeling_video_ma2mba.train.sample_lengths import measure
 from modeling_video_ma2mba.train.samples import Sample, grouped
+from modeling_video_ma2mba.train.training_set import too_many_bad
+
+_SHOWN = 20  # bad rows, and bad files
 
 
 @dataclass
@@ -26,24 +29,28 @@ class DataCheck:
     """What was found.
 
     Attributes:
-        rows: one line for each annotation file. lengths: tokens of each sample that can be used.
+        rows: one line for each annotation file. left_out: the first rows left out, with the reason.
+        lengths: tokens of each sample that can be used.
         frames: of all of them. seconds: of video. bad: media file -> why it cannot be used.
-        longest: the sample with the most tokens.
+        longest: the sample with the most tokens. stops: why a run with these data would stop; None: it would not.
     """
 
     rows: str
+    left_out: list[str] = field(default_factory=list)
     lengths: list[int] = field(default_factory=list)
     frames: int = 0
     seconds: float = 0.0
     bad: dict[str, str] = field(default_factory=dict)
     longest: Sample | None = None
+    stops: str | None = None
 
     def lines(self, recipe: Recipe, memory: str, tokens_per_second: float | None) -> list[str]:
         """Return the report as text."""
-        lines = [self.rows, f"{len(self.lengths):,} samples can be used, {len(self.bad):,} media files cannot"]
-        lines += [f"  {path}: {reason}" for path, reason in list(self.bad.items())[:20]]
-        if len(self.bad) > 20:
-            lines.append(f"  ... and {len(self.bad) - 20:,} more")
+        lines = [self.rows, *(f"  {line}" for line in self.left_out)]
+        lines.append(f"{len(self.lengths):,} samples can be used, {len(self.bad):,} media files cannot")
+        lines += [f"  {path}: {reason}" for path, reason in list(self.bad.items())[:_SHOWN]]
+        if len(self.bad) > _SHOWN:
+            lines.append(f"  ... and {len(self.bad) - _SHOWN:,} more")
         if self.lengths:
             total = sum(self.lengths)
             lines += [
@@ -57,6 +64,8 @@ class DataCheck:
                 lines.append(f"{recipe.epochs:g} epochs at {tokens_per_second:,.0f} tokens/s: {hours:,.1f} hours")
             else:
                 lines.append("hours: pass --tokens-per-second as a run on your device logs it")
+        if self.stops is not None:
+            lines.append(f"a run would stop: {self.stops}")
         return lines
 
 
@@ -75,7 +84,7 @@ def check_data(data: list[str], recipe: Recipe, model: str) -> DataCheck:
     samples = list(tqdm(read_data(data, recipe.stage, report, recipe.seed), desc="reading annotations", unit="sample"))
     if recipe.stage == "2":
         samples = grouped(samples, report)
-    found = DataCheck(rows=report.summary())
+    found = DataCheck(rows=report.summary(), left_out=report.left_out_lines(_SHOWN))
     most = 0
     for sample, length in zip(samples, measure(samples, recipe, collator), strict=True):
         if length.problem is not None:
@@ -86,7 +95,22 @@ def check_data(data: list[str], recipe: Recipe, model: str) -> DataCheck:
         found.lengths.append(length.tokens)
         found.frames += length.frames
         found.seconds += length.seconds
+    found.stops = _reason_to_stop(found, report, len(samples), recipe.max_bad_share)
     return found
+
+
+def _reason_to_stop(found: DataCheck, report: DataReport, samples: int, limit: float) -> str | None:
+    """Return what a stage would say of rows and media that cannot be used, None if it would go on."""
+    try:
+        report.check_limit(limit)
+    except ValueError as error:
+        return str(error)
+    if not found.lengths:
+        return "no sample can be used"
+    bad = samples - len(found.lengths)
+    if too_many_bad(bad, samples, limit):
+        return f"the media of {bad:,} of {samples:,} samples cannot be read, more than max_bad_share={limit}"
+    return None
 
 
 def memory_line(found: DataCheck, recipe: Recipe, model: str, budget: int | None) -> str:

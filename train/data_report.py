@@ -94,6 +94,17 @@ class DataReport:
         lines += [f"left out on request: {count:,} samples, {reason}" for reason, count in on_request.most_common()]
         return "\n".join([*lines, *self.notes])
 
+    def left_out_lines(self, most: int) -> list[str]:
+        """Return where the first `most` bad entries are and what is wrong with each, and how many there are beyond."""
+        bad = [entry for entry in self.left_out if entry.rows]
+        lines = []
+        for entry in bad[:most]:
+            row = "" if entry.row is None else f" row {entry.row}"
+            name = f" ({printable(entry.id)})" if entry.id else ""
+            detail = f": {printable(entry.detail)}" if entry.detail else ""
+            lines.append(f"{entry.file}{row}{name}: {entry.reason}{detail}")
+        return [*lines, f"... and {len(bad) - most:,} more"] if len(bad) > most else lines
+
     def write(self, path: str | os.PathLike) -> None:
         """Write the list as JSON lines, one object per entry with the fields of `LeftOut`."""
         path = Path(path)

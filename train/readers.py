@@ -35,6 +35,9 @@ from modeling_video_ma2mba.train.samples import Sample
 
 STAGES = ("1", "1.5", "2")
 _ROWS = {".csv": csv_rows, ".jsonl": json_rows}
+_FORM = """--data is READER:ANNOTATIONS,MEDIA,...
+MEDIA are folders (default: that of the annotations). READER may be left out for llava (.json, .jsonl), llava-dataset
+(a folder, .parquet) and mixtures (.yaml). Readers:"""
 _VIDEO_KEYS = ("video", "video_name", "video_id", "videoID", "video_path", "video_uid", "q_uid", "vid")
 
 
@@ -65,6 +68,12 @@ READERS = {
     "activitynetqa": Reader(read_activitynetqa, ("2",), "ActivityNet-QA: train_q.json, with train_a.json beside it"),
     "perceptiontest": Reader(read_perceptiontest, ("2",), "Perception Test mc_question_train.json, with its cut map"),
 }
+
+
+def data_help() -> str:
+    """Return what `--data` takes, as lines for help texts: the form, and each reader with its stages."""
+    lines = [f"  {name} (stage {', '.join(one.stages)}): {one.description}" for name, one in READERS.items()]
+    return "\n".join([_FORM, *lines])
 
 
 @dataclass(frozen=True, slots=True)

@@ -88,6 +88,11 @@ class Recipe:
         problems += training_problems(self)
         if not self.trains or set(self.trains) - set(PARTS):
             problems.append(f"trains={list(self.trains)} must name some of {', '.join(PARTS)}")
+        elif self.lora_rank is not None and "vision_tower" in self.trains:
+            problems.append(
+                f"lora_rank={self.lora_rank} with trains={list(self.trains)}: LoRA leaves the vision tower as it is; "
+                'add --override "trains=[projector, language_model]"'
+            )
         refuse(title, problems)
 
     def as_dict(self) -> dict:

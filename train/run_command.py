@@ -8,6 +8,7 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub.errors import StrictDataclassError
 from safetensors import SafetensorError
 from transformers import Trainer, TrainingArguments
@@ -23,12 +24,15 @@ _BAD_INPUT = (
 
 
 def run_command(title: str, run: Callable[[], None]) -> int:
-    """Run a training; return the exit code: 0 done, 2 bad input, said in one line."""
+    """Run a training; return the exit code: 0 done, 2 bad input, 130 interrupted, both said in one line."""
     try:
         run()
     except _BAD_INPUT as error:
         print(f"{title}: error: {' '.join(str(error).split())}", file=sys.stderr)
         return 2
+    except KeyboardInterrupt:
+        print(f"{title}: interrupted; the same command goes on from the last checkpoint", file=sys.stderr)
+        return 130
     return 0
 
 
@@ -84,8 +88,12 @@ def processes() -> tuple[int, int]:
 
 
 def run_arguments(recipe: Any, options: argparse.Namespace, world_size: int, **others) -> TrainingArguments:
-    """Return transformers' arguments for a recipe and the shared options; `others` are further fields of theirs."""
-    return training_arguments(
+    """Return transformers' arguments for a recipe and the shared options; `others` are further fields of theirs.
+
+    Raises:
+        ValueError: processes were launched together that would train alone, each over the same output.
+    """
+    arguments = training_arguments(
         recipe,
         options.output,
         options.batch_size,
@@ -95,10 +103,18 @@ def run_arguments(recipe: Any, options: argparse.Namespace, world_size: int, **o
         logging_steps=options.logging_steps,
         report_to=_reporters(options.report_to),
         dataloader_num_workers=options.workers,
+        dataloader_pin_memory=options.device != "cpu" and torch.accelerator.is_available(),  # else torch warns
         use_cpu=options.device == "cpu",
         ddp_find_unused_parameters=False,
         **others,
     )
+    if arguments.world_size != world_size:
+        raise ValueError(
+            f"{world_size} processes were launched, but each would train alone, on {arguments.device}: without GPUs "
+            "launch with `accelerate launch --cpu --num_processes N`; configs with FSDP or DeepSpeed need as many "
+            "GPUs as processes"
+        )
+    return arguments
 
 
 def is_to_run(output: Path, record: dict, rank: int) -> bool:

@@ -8,6 +8,7 @@ A run that was stopped goes on from its newest complete checkpoint when it is st
 import argparse
 import functools
 import shutil
+import textwrap
 from pathlib import Path
 
 import torch
@@ -20,7 +21,7 @@ from modeling_video_ma2mba.train.data_report import DataReport
 from modeling_video_ma2mba.train.lora import add_lora
 from modeling_video_ma2mba.train.new_words import learn_words, unknown_words
 from modeling_video_ma2mba.train.parameter_groups import set_trained_parts
-from modeling_video_ma2mba.train.readers import parse_data_argument, read_id_list
+from modeling_video_ma2mba.train.readers import data_help, parse_data_argument, read_id_list
 from modeling_video_ma2mba.train.recipes import Recipe, load_recipe, recipe_fields, recipe_names
 from modeling_video_ma2mba.train.run_command import (
     add_recipe_options,
@@ -54,11 +55,14 @@ def main(stage: str, argv: list[str] | None = None) -> int:
 
 
 def _parser(stage: str) -> argparse.ArgumentParser:
+    fields = textwrap.fill(f"Fields of a recipe: {', '.join(recipe_fields())}.", 100)
     parser = argparse.ArgumentParser(
-        description=f"Stage {stage}, {_PURPOSES[stage]}.", epilog=f"Fields of a recipe: {', '.join(recipe_fields())}."
+        description=f"Stage {stage}, {_PURPOSES[stage]}.",
+        epilog=f"{data_help()}\n\n{fields}",
+        formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     add_recipe_options(parser, recipe_names(), "recipes.yaml")
-    parser.add_argument("--data", action="append", required=True, help="data, see `video-ma2mba data --help`")
+    parser.add_argument("--data", action="append", required=True, help="READER:ANNOTATIONS,MEDIA,..., see below")
     parser.add_argument(
         "--exclude",
         action="append",
@@ -158,6 +162,7 @@ def run(stage: str, options: argparse.Namespace) -> None:
     trainer.save_state()
     if rank == 0:
         write_run(output, manifest, finished=True)
+        print(f"the model is in {output}, the log of its training in {output / 'trainer_state.json'}")
 
 
 def check_options(options: argparse.Namespace, recipe: Recipe) -> None:

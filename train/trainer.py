@@ -4,6 +4,7 @@ and a guard that stops at the first number that is not finite.
 
 import dataclasses
 import math
+import sys
 import time
 from collections import Counter
 from collections.abc import Callable
@@ -22,7 +23,8 @@ class VideoMa2mbaTrainer(Trainer):
     """Trains a `VideoMa2mbaForConditionalGeneration` by a `Recipe`, samples of similar length in one step.
 
     Beside the Trainer's own numbers the log has `tokens_per_second`, `frames_per_second` (of this process),
-    `peak_memory_gb` (GPU) and, of the last step, the gradient norm of each trained part before clipping.
+    `peak_memory_gb` (of the GPU; on a CPU of this process) and, of the last step, the gradient norm of each trained
+    part before clipping.
 
     Args:
         recipe: learning rates and weight decay; everything else is in `args` (`recipes.training_arguments`).
@@ -130,9 +132,21 @@ class VideoMa2mbaTrainer(Trainer):
             logs |= {f"{unit}_per_second": round(count / seconds, 2) for unit, count in self._read.items()}
             self._read = Counter(dict.fromkeys(self._read, 0))
             logs |= self._norms
-            if torch.cuda.is_available():
-                logs["peak_memory_gb"] = round(torch.cuda.max_memory_allocated() / 1e9, 3)
+            peak = peak_memory(self.args.device)
+            if peak is not None:
+                logs["peak_memory_gb"] = round(peak / 1e9, 3)
         super().log(logs, start_time)
+
+
+def peak_memory(device: torch.device) -> int | None:
+    """Return the most bytes that tensors took on a GPU so far, or that this process held; None where nobody counts."""
+    if device.type == "cuda":
+        return torch.cuda.max_memory_allocated(device)
+    if device.type != "cpu" or sys.platform == "win32":
+        return None
+    import resource  # not on Windows
+
+    return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * (1 if sys.platform == "darwin" else 1024)
 
 
 def count_frames(inputs: dict) -> int:

@@ -154,9 +154,14 @@ def list_bad(path: Path, sample: Sample, reason: str) -> None:
         os.close(descriptor)
 
 
+def too_many_bad(bad: int, seen: int, limit: float) -> bool:
+    """Return whether more than the share `limit` is bad, of enough samples to tell."""
+    return seen >= _ENOUGH and bad > limit * seen
+
+
 def check_bad_share(bad: int, seen: int, limit: float, path: Path) -> None:
     """Raise RuntimeError if more than `limit` of the samples seen are bad, and there are enough to tell."""
-    if seen >= _ENOUGH and bad > limit * seen:
+    if too_many_bad(bad, seen, limit):
         last = json.loads(path.read_text(encoding="utf-8").splitlines()[-1])
         raise RuntimeError(
             f"{bad} of {seen} samples could not be read, more than max_bad_share={limit}; "

@@ -58,6 +58,31 @@ def test_the_command_prints_it(folder, capsys):
     assert "the least that would do" in capsys.readouterr().out
 
 
+def test_rows_left_out_are_named_and_stop_a_run(folder, capsys):
+    rows = json.loads((folder / "qa.json").read_text())
+    bad = [{"id": f"lost{i}", "video": f"lost{i}.mp4", "conversations": rows[0]["conversations"]} for i in range(22)]
+    (folder / "qa.json").write_text(json.dumps([rows[0], *bad]))
+    assert cli.main(["data", "check", "--stage", "2", "--data", str(folder / "qa.json")]) == 2  # the shipped model
+    printed = capsys.readouterr().out
+    assert f"{folder / 'qa.json'} row 2 (lost0): media not found: " in printed
+    assert "lost19" in printed and "lost20" not in printed and "... and 2 more" in printed
+    assert "a run would stop: 22 of 23 rows (95.7%) were left out" in printed
+    words = ["--data", str(folder / "qa.json"), "--override", "max_bad_share=1"]
+    assert cli.main(["data", "check", "--stage", "2", *words]) == 0
+    assert "would stop" not in capsys.readouterr().out
+
+
+def test_media_that_stop_a_run_are_told(folder, capsys):
+    rows = json.loads((folder / "qa.json").read_text())
+    for i in range(25):
+        (folder / f"bad{i}.mp4").write_bytes(b"no video")
+    bad = [{"id": f"bad{i}", "video": f"bad{i}.mp4", "conversations": rows[0]["conversations"]} for i in range(25)]
+    for rest, message in ((rows[:1], "the media of 25 of 26 samples cannot be read"), ([], "no sample can be used")):
+        (folder / "qa.json").write_text(json.dumps([*rest, *bad]))
+        assert cli.main(["data", "check", "--stage", "2", "--data", str(folder / "qa.json")]) == 2
+        assert f"a run would stop: {message}" in capsys.readouterr().out
+
+
 def test_bad_input_is_one_line(folder, capsys):
     words = ["data", "check", "--stage", "2", "--data", str(folder / "no.json"), "--model", str(folder / "model")]
     assert cli.main(words) == 2

@@ -42,6 +42,7 @@ def test_overrides_are_read_as_people_mean_them():
         ("learning_rate=fast", "learning_rate='fast' must be a number"),
         ("trains=foo", "trains=..foo.. must"),
         ("learning_rate=-1", "learning_rate=-1 must be more than 0"),
+        ("lora_rank=4", r"LoRA leaves the vision tower as it is; add --override .trains="),
         ("trains=[head]", "must name some of projector"),
         ("precision=fp8", "bf16, fp32"),
         ("betas=[0.9]", "two numbers"),

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from modeling_video_ma2mba import VideoMa2mbaForConditionalGeneration
+from modeling_video_ma2mba.train.readers import READERS
 from modeling_video_ma2mba.train.run_stage import main
 from modeling_video_ma2mba.train.synthetic_video import write_video
 
@@ -58,7 +59,7 @@ def weights(folder):
     return dict(VideoMa2mbaForConditionalGeneration.from_pretrained(folder).named_parameters())
 
 
-def test_stages_chain_and_leave_all_that_is_needed_to_repeat_them(start, data, tmp_path):
+def test_stages_chain_and_leave_all_that_is_needed_to_repeat_them(start, data, tmp_path, capsys):
     assert run("1", start, f"llava-pretrain:{data / 'captions.json'}", tmp_path / "one") == 0
     before, after = weights(start), weights(tmp_path / "one")
     moved = {name for name in before if not torch.equal(before[name], after[name])}
@@ -68,6 +69,7 @@ def test_stages_chain_and_leave_all_that_is_needed_to_repeat_them(start, data, t
     assert manifest["recipe"]["stage"] == "2" and manifest["recipe"]["max_steps"] == 3
     assert manifest["data"]["samples"] == 8  # sixteen questions about eight videos
     assert {"torch", "transformers"} <= set(manifest["versions"])
+    assert f"the model is in {tmp_path / 'two'}, the log" in capsys.readouterr().out
     assert not list((tmp_path / "two").glob("frames-*"))
     later = weights(tmp_path / "two")
     still = {name for name in after if torch.equal(after[name], later[name])}
@@ -129,10 +131,12 @@ def test_excluded_videos_are_not_trained_on(start, data, tmp_path, capsys, words
     assert not (tmp_path / "run" / "left_out_media.jsonl").exists()
 
 
-def test_help_names_the_fields_of_a_recipe(capsys):
+def test_help_names_the_readers_and_the_fields_of_a_recipe(capsys):
     with pytest.raises(SystemExit):
         main("2", ["--help"])
-    assert "vision_learning_rate" in capsys.readouterr().out
+    shown = capsys.readouterr().out
+    assert "vision_learning_rate" in shown
+    assert all(name in shown for name in READERS)
 
 
 def test_lora_leaves_an_adapter_and_a_whole_model(start, data, tmp_path):

@@ -80,6 +80,20 @@ def test_the_log_says_what_a_long_run_needs(trainer):
             assert entry[f"grad_norm_{part}"] > 0
 
 
+def test_the_log_has_the_peak_of_the_process_on_a_cpu(trainer):
+    made = trainer("2")
+    made.train()
+    peaks = [entry["peak_memory_gb"] for entry in made.state.log_history if "loss" in entry]
+    held = torch.empty(300_000_000, dtype=torch.uint8).fill_(1)
+    made.log({"loss": 0.0})
+    del held
+    made.log({"loss": 0.0})
+    most, after = (entry["peak_memory_gb"] for entry in made.state.log_history[-2:])
+    assert 0.05 < peaks[0] <= peaks[-1] < 100 and peaks == sorted(peaks)
+    assert most >= peaks[-1] and after == pytest.approx(most, abs=0.05)  # a peak, which does not fall
+    assert most > 0.3
+
+
 def test_the_planner_learns_what_the_optimizer_holds(trainer):
     made = trainer("1", "checkpointing={method: ma-gc}")
     made.train()
