@@ -72,8 +72,8 @@ for name in ("me/qa", "me/transformers-own"):
     pipe = pipeline("video-qa", model=name, device="cpu", **trust)
     print(sorted(pipe(video=film, question="who wins ?", max_new_tokens=3)))
 print(len(pipeline("video-classification", model="me/clips", device="cpu", **trust)(film, top_k=3)))
-tokens = AutoTokenizer.from_pretrained("me/text")("who wins ?", return_tensors="pt", return_token_type_ids=False)
-print(tuple(AutoModelForCausalLM.from_pretrained("me/text", **trust).generate(**tokens, max_new_tokens=2).shape))
+tokens = AutoTokenizer.from_pretrained("me/text", **trust)("who wins ?", return_tensors="pt")["input_ids"]
+print(tuple(AutoModelForCausalLM.from_pretrained("me/text", **trust).generate(tokens, max_new_tokens=2).shape))
 """
 
 
