@@ -157,12 +157,16 @@ def _parser() -> argparse.ArgumentParser:
         "push",
         help="check a model folder and upload it to the Hub, with the code that loads it",
         description="Upload weights, config, processor, card and code in one commit, with the token that "
-        "`hf auth login` or HF_TOKEN gave. A new repository is private.",
+        "`hf auth login` or HF_TOKEN gave. A new repository is private. With --space: upload the web page that `page` "
+        "serves as a Space.",
     )
-    push.add_argument("folder", help="model folder with a card (README.md)")
+    push.add_argument(
+        "folder", help="model folder with a card (README.md); with --space: the Hub's name of a model, or tiny"
+    )
     push.add_argument("repo_id", help="repository, such as me/mine")
     push.add_argument("--dry-run", action="store_true", help="check, list the files with their sizes, send nothing")
     push.add_argument("--public", action="store_true", help="make a new repository public")
+    push.add_argument("--space", action="store_true", help="upload the web page, which asks this model, as a Space")
     push.set_defaults(run=_push)
 
     env = commands.add_parser("env", help="print what this machine would use, and why")
@@ -390,8 +394,10 @@ def _card(arguments: argparse.Namespace) -> int:
 
 def _push(arguments: argparse.Namespace) -> int:
     from modeling_video_ma2mba.hub_cards.push import push_to_hub, upload_text
+    from modeling_video_ma2mba.hub_cards.push_space import push_space
 
-    upload = push_to_hub(arguments.folder, arguments.repo_id, public=arguments.public, dry_run=arguments.dry_run)
+    push = push_space if arguments.space else push_to_hub
+    upload = push(arguments.folder, arguments.repo_id, public=arguments.public, dry_run=arguments.dry_run)
     print(upload_text(upload, arguments.repo_id))
     return 0
 

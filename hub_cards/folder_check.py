@@ -20,12 +20,14 @@ from modeling_video_ma2mba.hub_folder import code_names
 from modeling_video_ma2mba.train.data_report import printable
 
 CARD = "README.md"
+# Apart from LICENSE, which is that of the weights where the folder has one.
+CODE_LICENCE = "LICENSE-CODE"
 _MAX_CARD_BYTES = 1 << 20
 _MAX_FILES = 1000
 _KINDS = {
     ".safetensors", ".json", ".jsonl", ".jinja", ".txt", ".model", ".md", ".bib", ".yaml", ".png", ".jpg", ".sh",
 }  # fmt: skip
-_NAMES = {"LICENSE", "NOTICE"}
+_NAMES = {"LICENSE", "NOTICE", CODE_LICENCE}
 _PICKLES = {".bin", ".pt", ".pth", ".pkl", ".pickle", ".ckpt"}
 # What the Trainer leaves beside the model it saves.
 _TRAINERS = re.compile(r"checkpoint-\d+|training_args\.bin|trainer_state\.json|runs|logs/events\..*")

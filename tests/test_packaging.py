@@ -8,6 +8,15 @@ from pathlib import Path
 import pytest
 
 ROOT = Path(__file__).resolve().parents[1]
+LIST_SPACE = """
+import modeling_video_ma2mba
+from modeling_video_ma2mba.hub_cards.own_package import own_package
+from modeling_video_ma2mba.hub_cards.push_space import push_space
+print(modeling_video_ma2mba.__file__)
+print(own_package().requirements)
+for name, size in push_space("tiny", "me/page", dry_run=True).sizes.items():
+    print(name, size)
+"""
 
 
 def test_the_wheel_exposes_one_name(tmp_path):
@@ -34,6 +43,19 @@ def test_the_wheel_exposes_one_name(tmp_path):
     for folder in ("processing", "train", "eval", "hub_cards"):
         for path in (ROOT / folder).glob("*.py"):
             assert f"modeling_video_ma2mba/{folder}/{path.name}" in files
+
+    # A Space made from the wheel is the one that is made from the checkout.
+    installed = tmp_path / "installed"
+    zipfile.ZipFile(wheel).extractall(installed)
+    lists = []
+    for place in (installed, ROOT):
+        done = subprocess.run(
+            [sys.executable, "-c", LIST_SPACE], cwd=place, capture_output=True, text=True, timeout=300
+        )
+        assert done.returncode == 0, done.stderr[-2000:]
+        lists.append(done.stdout.splitlines())
+    assert str(installed) in lists[0].pop(0) and str(ROOT) in lists[1].pop(0)
+    assert lists[0] == lists[1] and len(lists[0]) > 100
 
 
 def _setuptools_version() -> int:

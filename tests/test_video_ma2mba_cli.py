@@ -98,7 +98,7 @@ def test_commands_and_options_are_frozen():
             "--needles", "--output", "--rows", "--seed", "--trials", "--video",
         ],
         "card": ["--help", "--license", "--results", "folder", "repo_id"],
-        "push": ["--dry-run", "--help", "--public", "folder", "repo_id"],
+        "push": ["--dry-run", "--help", "--public", "--space", "folder", "repo_id"],
         "env": ["--help"],
     }  # fmt: skip
 

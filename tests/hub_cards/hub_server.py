@@ -7,12 +7,17 @@ Paths and fields: huggingface_hub's own requests (`hf_api.py`, `_commit_api.py`,
 import base64
 import hashlib
 import json
+import os
 import re
+import subprocess
+import sys
 import threading
 from contextlib import contextmanager
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from pathlib import Path
 
 TOKEN = "hf_secretofthistest"
+ROOT = Path(__file__).resolve().parents[2]
 _COMMIT = "a" * 40
 
 
@@ -20,7 +25,8 @@ class Hub:
     """What the server was given.
 
     Attributes:
-        repositories: id -> {"private": bool, "files": {path: bytes}, "large": set of paths}.
+        repositories: id, of a Space after "spaces/" -> {"private": bool, "sdk": of a Space, "variables": of a Space,
+            "files": {path: bytes}, "large": set of paths}.
         requests: (method, path) in their order.
     """
 
@@ -46,6 +52,18 @@ def running_hub():
         server.shutdown()
         server.server_close()
         thread.join()
+
+
+def run(code, argument, home, hub):
+    """Run code in a process of its own that finds this Hub, logged in there."""
+    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
+    (home / "hf").mkdir(exist_ok=True)
+    (home / "hf" / "token").write_text(TOKEN)
+    kept |= {"HF_HOME": str(home / "hf"), "HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1"}
+    kept |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "NO_PROXY": "127.0.0.1"}
+    return subprocess.run(
+        [sys.executable, "-c", code, str(argument)], cwd=home, env=kept, capture_output=True, text=True, timeout=500
+    )
 
 
 class _Handler(BaseHTTPRequestHandler):
@@ -85,10 +103,19 @@ class _Handler(BaseHTTPRequestHandler):
     def _create(self):
         asked = json.loads(self.body)
         name = f"{asked.get('organization') or 'me'}/{asked['name']}"
+        if asked.get("type") == "space":
+            name = f"spaces/{name}"
         is_new = name not in self.hub.repositories
         private = asked.get("visibility") == "private" or bool(asked.get("private"))
-        self.hub.repositories.setdefault(name, {"private": private, "files": {}, "large": set()})
+        new = {"private": private, "sdk": asked.get("sdk"), "variables": {}, "files": {}, "large": set()}
+        self.hub.repositories.setdefault(name, new)
         self._json(200 if is_new else 409, {"name": name, "id": name, "url": f"{self.hub.endpoint}/{name}"})
+
+    def _set_variable(self, name):
+        asked = json.loads(self.body)
+        variables = self.hub.repositories[name]["variables"]
+        variables[asked["key"]] = asked["value"]
+        self._json(200, {key: {"value": value} for key, value in variables.items()})
 
     def _validate_card(self):
         self._json(200, {"errors": [], "warnings": []})
@@ -152,9 +179,9 @@ class _Handler(BaseHTTPRequestHandler):
         fields = {"id": name, "modelId": name, "sha": _COMMIT, "private": repository["private"], "siblings": siblings}
         return self._json(200, {**fields, "tags": [], "downloads": 0, "likes": 0})
 
-    def _tree(self, name, revision, folder=""):
+    def _tree(self, name, revision, folder):
         files = self.hub.repositories[name]["files"] if name in self.hub.repositories else {}
-        inside = {path: data for path, data in files.items() if path.startswith(folder.strip("/"))}
+        inside = {path: data for path, data in files.items() if path.startswith((folder or "").strip("/"))}
         if folder and not inside:
             return self._json(404, {"error": "Entry not found"}, {"X-Error-Code": "EntryNotFound"})
         rows = [{"type": "file", "path": path, "size": len(data), "oid": "b" * 40} for path, data in inside.items()]
@@ -179,18 +206,21 @@ class _Handler(BaseHTTPRequestHandler):
             self.wfile.write(data)
 
 
-_NAME = r"([\w.-]+/[\w.-]+)"
+# A Space's name begins with "spaces/" everywhere; a model's is preceded by "models/" in the API alone.
+_NAME = r"((?:spaces/)?[\w.-]+/[\w.-]+)"
+_API = rf"/api/(?:models/|(?=spaces/)){_NAME}"
 _ROUTES = [
     ("GET", r"/api/whoami-v2", _Handler._whoami),
     ("POST", r"/api/repos/create", _Handler._create),
     ("POST", r"/api/validate-yaml", _Handler._validate_card),
-    ("POST", rf"/api/models/{_NAME}/preupload/(\w+)", _Handler._preupload),
+    ("POST", rf"{_API}/preupload/(\w+)", _Handler._preupload),
     ("POST", rf"/{_NAME}\.git/info/lfs/objects/batch", _Handler._batch),
     ("PUT", r"/lfs/(\w+)", _Handler._put),
     ("POST", r"/verify", _Handler._verify),
-    ("POST", rf"/api/models/{_NAME}/commit/(\w+)", _Handler._commit),
-    ("GET", rf"/api/models/{_NAME}", _Handler._info),
-    ("GET", rf"/api/models/{_NAME}/revision/(\w+)", _Handler._info),
-    ("GET", rf"/api/models/{_NAME}/tree/(\w+)(/.*)?", _Handler._tree),
+    ("POST", rf"{_API}/commit/(\w+)", _Handler._commit),
+    ("POST", rf"{_API}/variables", _Handler._set_variable),
+    ("GET", _API, _Handler._info),
+    ("GET", rf"{_API}/revision/(\w+)", _Handler._info),
+    ("GET", rf"{_API}/tree/(\w+)(/.*)?", _Handler._tree),
     ("GET", rf"/{_NAME}/resolve/(\w+)/(.+)", _Handler._file),
 ]

@@ -1,10 +1,7 @@
 """`push_to_hub`: to a Hub on this machine and back, into a process that has never seen this package."""
 
 import json
-import os
 import shutil
-import subprocess
-import sys
 from pathlib import Path
 
 import numpy as np
@@ -13,7 +10,7 @@ import pytest
 from modeling_video_ma2mba.hub_cards.folder_check import check_card, check_loads, folder_files
 from modeling_video_ma2mba.hub_cards.push import push_to_hub, upload_text
 from modeling_video_ma2mba.train.synthetic_video import write_video
-from tests.hub_cards.hub_server import TOKEN, running_hub
+from tests.hub_cards.hub_server import TOKEN, run, running_hub
 
 ROOT = Path(__file__).resolve().parents[2]
 CARD = "---\nlicense: apache-2.0\n---\n\n# A model\n"
@@ -75,21 +72,9 @@ for name in ("me/qa", "me/transformers-own"):
     pipe = pipeline("video-qa", model=name, device="cpu", **trust)
     print(sorted(pipe(video=film, question="who wins ?", max_new_tokens=3)))
 print(len(pipeline("video-classification", model="me/clips", device="cpu", **trust)(film, top_k=3)))
-tokens = AutoTokenizer.from_pretrained("me/text")("who wins ?", return_tensors="pt", return_token_type_ids=False)
-print(tuple(AutoModelForCausalLM.from_pretrained("me/text", **trust).generate(**tokens, max_new_tokens=2).shape))
+tokens = AutoTokenizer.from_pretrained("me/text", **trust)("who wins ?", return_tensors="pt")["input_ids"]
+print(tuple(AutoModelForCausalLM.from_pretrained("me/text", **trust).generate(tokens, max_new_tokens=2).shape))
 """
-
-
-def run(code, argument, home, hub=None):
-    """Run code in a process of its own that finds the Hub of these tests, logged in there."""
-    kept = {name: value for name, value in os.environ.items() if not name.startswith(("HF_", "HUGGING"))}
-    (home / "hf").mkdir(exist_ok=True)
-    (home / "hf" / "token").write_text(TOKEN)
-    kept |= {"HF_HOME": str(home / "hf"), "HF_ENDPOINT": hub.endpoint, "HF_HUB_DISABLE_XET": "1"}
-    kept |= {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1", "NO_PROXY": "127.0.0.1"}
-    return subprocess.run(
-        [sys.executable, "-c", code, str(argument)], cwd=home, env=kept, capture_output=True, text=True, timeout=500
-    )
 
 
 def test_to_the_hub_and_back_without_the_package(folders, film, tmp_path):
@@ -108,6 +93,7 @@ def test_to_the_hub_and_back_without_the_package(folders, film, tmp_path):
             files = {f"{reference.split('.')[0]}.py" for reference in references if "rocess" not in reference}
             assert files <= set(repository["files"])
         assert hub.repositories["me/qa"]["files"]["README.md"] == CARD.encode()
+        assert hub.repositories["me/qa"]["files"]["LICENSE-CODE"] == (ROOT / "LICENSE").read_bytes()
         assert "pipeline_video_qa.py" in hub.repositories["me/saved"]["files"]
         loaded = run(LOAD, film, tmp_path, hub)
     assert loaded.returncode == 0, loaded.stderr[-3000:]
@@ -195,7 +181,11 @@ def test_links_out_of_the_folder_are_refused(qa_copy, tmp_path):
 
 def test_own_code_in_the_folder_is_replaced(qa_copy):
     (qa_copy / "modeling_ma2mba.py").write_text("import os; os.abort()")
+    (qa_copy / "LICENSE").write_text("of the weights")
+    (qa_copy / "LICENSE-CODE").write_text("of older code")
     upload = push_to_hub(qa_copy, "me/mine", dry_run=True)
+    assert upload.sizes["LICENSE-CODE"] == (ROOT / "LICENSE").stat().st_size
+    assert upload.sizes["LICENSE"] == len("of the weights")
     assert upload.sizes["modeling_ma2mba.py"] == (ROOT / "modeling_video_ma2mba" / "modeling_ma2mba.py").stat().st_size
 
 
