@@ -14,6 +14,7 @@ import _video_ma2mba_cli as cli
 from modeling_video_ma2mba import VideoMa2mbaConfig
 from modeling_video_ma2mba.checkpoint_analytic import analytic_costs
 from modeling_video_ma2mba.checkpoint_planner import find_plan
+from modeling_video_ma2mba.eval.results import FORMAT
 from modeling_video_ma2mba.hub_cards.card import PLACEHOLDER, write_card
 from modeling_video_ma2mba.hub_cards.folder_check import check_card
 from modeling_video_ma2mba.hub_cards.preset_cards import FOLDER, preset_cards
@@ -78,11 +79,11 @@ def test_a_run_and_its_results_are_told(folder, tmp_path):
     task = {
         "title": "Video-MME", "version": 1, "hub": {"dataset": "lmms-lab/Video-MME", "split": "test"},
         "summary": {"samples": 2700, "errors": 0, "metrics": {"accuracy": figure}}, "left_out": [],
-        "samples": [], "metrics": {},
+        "samples": [], "metrics": {}, "partial": None, "published": 2700,
     }  # fmt: skip
     settings = {"limit": None, "subtitles": False, "likelihood": False, "fps": 1.0, "frames": "1fps"}
     settings |= {"num_frames": None, "max_frames": None}
-    result = {"format": "video-ma2mba-eval-1", "settings": settings, "tasks": {"video-mme": task}}
+    result = {"format": FORMAT, "settings": settings, "tasks": {"video-mme": task}}
     (tmp_path / "results.json").write_text(json.dumps(result))
     text = write_card(path, "me/mine", "mit", tmp_path).read_text(encoding="utf-8")
     assert "recipe `0.7b`, stage 2" in text and "did not come to its end" in text

@@ -167,11 +167,11 @@ def test_what_was_left_out_is_listed(start, data, tmp_path, caplog):
         (("--data", "missing.json"), "missing.json"),
         (("--override", "max_bad_share=-1"), "max_bad_share"),
         (("--batch-size", "3"), "cannot be made of 1 devices"),
-        (("--batch-size", "0"), "at least 1"),
+        (("--batch-size", "0"), "--batch-size 0: give 1 or more"),
         (("--init-from", "/no/such/folder"), "no such folder"),
         (("--save-steps", "0"), "--save-steps 0: give a number of steps"),
         (("--streaming", "--override", "max_steps=null"), "add --override max_steps="),
-        (("--streaming", "--shuffle-buffer", "0"), "--shuffle-buffer 0: at least 1"),
+        (("--streaming", "--shuffle-buffer", "0"), "--shuffle-buffer 0"),
         (("--exclude", "missing.txt"), "missing.txt"),
     ],
 )

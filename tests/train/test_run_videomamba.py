@@ -152,7 +152,7 @@ def test_what_cannot_be_mixed_in_pairs_is_refused(monkeypatch):
     from modeling_video_ma2mba.train.videomamba_recipes import load_videomamba_recipe
 
     monkeypatch.setattr(run_videomamba, "require_extra", lambda recipe: None)
-    options = argparse.Namespace(save_steps=1, teacher=None, batch_size=3, init_from=None)
+    options = argparse.Namespace(save_steps=1, teacher=None, batch_size=3, init_from=None, workers=0, logging_steps=1)
     images = load_videomamba_recipe("imagenet-s")
     with pytest.raises(ValueError, match="3 clips at a time cannot be mixed in pairs"):
         run_videomamba.check_options(options, images)
