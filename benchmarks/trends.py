@@ -5,8 +5,8 @@
 
 A: stage 2 trained and asked with every frame (1 FPS), or with 32, 16 or 8 frames, uniformly, of longer videos.
 B: stage 2 started from stage 1.5's output, or from stage 1's. C: a finished model (64 frames at most in training) on
-videos up to 8 times as long. Questions have held-out wordings and neighbouring scenes. Each seed has training data,
-order of training and questions of its own. Arms with one start, data and questions differ in nothing else.
+videos up to 8 times as long. Questions have held-out wordings and combinations. Each seed has training data, order of
+training and questions of its own. Arms with one start, data and questions differ in nothing else.
 
 Intervals are Wilson's, 95 %, over the questions of all seeds together: they say how sure the score of these trained
 models is, not how much a training by chance differs from the next; for that look at the scores of each seed.

@@ -1,7 +1,7 @@
 """`video-ma2mba demo`: the shipped model answers questions about videos that it has never seen.
 
-The videos are made on the spot, as mp4 files. Which scenes follow one another, and the wordings of
-the questions, are those that were held out of its training. It knows this kind of video and nothing else.
+The videos are made on the spot, as mp4 files. Combinations of colour, shape and direction, and wordings of questions
+are those that were held out of its training. It knows this kind of video and nothing else.
 """
 
 import time

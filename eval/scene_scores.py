@@ -11,7 +11,7 @@ from tqdm import tqdm
 from modeling_video_ma2mba.eval.intervals import wilson_interval
 from modeling_video_ma2mba.eval.scene_answers import Answer, answer
 from modeling_video_ma2mba.train.make_synthetic_data import QUESTIONS, Plan, clip_seed
-from modeling_video_ma2mba.train.scene_questions import Question, ask, constant_answers, neighbours
+from modeling_video_ma2mba.train.scene_questions import Question, ask, combinations, constant_answers
 from modeling_video_ma2mba.train.synthetic_video import make_clip
 
 TRAINING_CLIPS = 2000
@@ -46,10 +46,10 @@ def training_questions(lengths: Sequence[int], clips: int | None = None) -> list
     """
     count = TRAINING_CLIPS if clips is None else clips
     plan = Plan(part="2", output=Path(), count=count, frames=tuple(lengths), size=_SMALL)
-    seen, questions = neighbours("training"), []
+    seen, questions = combinations("training"), []
     for index in tqdm(range(count), desc="training questions", leave=False):
         seed = clip_seed(plan, index)
-        clip = make_clip(seed, plan.frames[index % len(plan.frames)], _SMALL, neighbours=seen)
+        clip = make_clip(seed, plan.frames[index % len(plan.frames)], _SMALL, combinations=seen)
         questions += ask(clip, QUESTIONS, seed)
     return questions
 

@@ -9,7 +9,7 @@ writes `data/stage2.json` and `data/stage2/*.mp4`. The parts, with the reader th
 - `1.5`: `stage1_5.jsonl` (scenewalk-videos); whole videos with a caption for each scene.
 - `2`: `stage2.json` (llava); 20 questions about each video, the description last, or a single question.
 - `evaluation`: `evaluation.json` (llava); one question about each video, with its `type`, `form` and `frames`;
-  held-out neighbours and wordings, the types and lengths in equal shares.
+  held-out combinations and wordings, the types and lengths in equal shares.
 
 Videos have 1 frame per second, so that a model that reads 1 FPS sees every frame. The same arguments give the same
 files, whatever the number of workers; no two parts share a clip.
@@ -57,7 +57,7 @@ class Plan:
         seed: another seed gives other clips.
         image_share: part 1: share of images.
         single_share: part 2: share of rows with one question and no description.
-        neighbours, wordings: evaluation: "held-out", or "training" to see what each costs.
+        combinations, wordings: evaluation: "held-out", or "training" to see what each costs.
     """
 
     part: str
@@ -68,7 +68,7 @@ class Plan:
     seed: int = 0
     image_share: float = 0.5
     single_share: float = 0.2
-    neighbours: str = "held-out"
+    combinations: str = "held-out"
     wordings: str = "held-out"
 
     def __post_init__(self) -> None:
@@ -84,7 +84,7 @@ class Plan:
         for field in ("image_share", "single_share"):
             if not 0 <= getattr(self, field) <= 1:
                 raise ValueError(f"{field}={getattr(self, field)} must lie between 0 and 1")
-        for field in ("neighbours", "wordings"):
+        for field in ("combinations", "wordings"):
             if getattr(self, field) not in SPLITS:
                 raise ValueError(f"{field}={getattr(self, field)!r} is unknown; choose one of {', '.join(SPLITS)}")
 
@@ -150,16 +150,16 @@ def _question_seed(plan: Plan, index: int, attempt: int = 0) -> tuple[int, ...]:
 
 
 def _draw(plan: Plan, index: int, attempt: int = 0, *, frames: int | None = None, num_scenes: int | None = None):
-    from modeling_video_ma2mba.train.scene_questions import neighbours
+    from modeling_video_ma2mba.train.scene_questions import combinations
     from modeling_video_ma2mba.train.synthetic_video import make_clip
 
-    split = plan.neighbours if plan.part == "evaluation" else "training"
+    split = plan.combinations if plan.part == "evaluation" else "training"
     return make_clip(
         clip_seed(plan, index, attempt),
         plan.frames[index % len(plan.frames)] if frames is None else frames,
         plan.size,
         num_scenes=num_scenes,
-        neighbours=neighbours(split),
+        combinations=combinations(split),
     )
 
 
@@ -296,7 +296,7 @@ def _parser() -> argparse.ArgumentParser:
     parser.add_argument(
         "--single-share", type=float, default=0.2, help="part 2: rows with one question only (default: %(default)s)"
     )
-    for field in ("neighbours", "wordings"):
+    for field in ("combinations", "wordings"):
         parser.add_argument(f"--{field}", choices=SPLITS, default="held-out", help="evaluation (default: %(default)s)")
     return parser
 

@@ -11,6 +11,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from modeling_video_ma2mba.modeling_video_ma2mba import VideoMa2mbaForConditionalGeneration
+from modeling_video_ma2mba.train.scene_questions import combinations
 from modeling_video_ma2mba.train.synthetic_video import COLOURS, SHAPES, make_clip
 from modeling_video_ma2mba.vision_features import encode_frames, frame_sequence
 
@@ -60,7 +61,7 @@ def draw_pictures(
     """
     rows: dict[str, list] = {"pictures": [], "colour": [], "shape": [], "digit": [], "centre": []}
     for seed in seeds:
-        clip = make_clip(seed, clip_frames, CLIP_SIZE)
+        clip = make_clip(seed, clip_frames, CLIP_SIZE, combinations=combinations("training"))
         order = np.random.default_rng([*seed, 1]).permutation(clip_frames).tolist()
         if clip.needle is not None:
             order.remove(clip.needle.frame)

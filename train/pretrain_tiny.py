@@ -5,7 +5,7 @@
 The vision tower learns to name colour, shape, digit and place in single pictures, with linear heads that are thrown
 away. The language model learns from text alone: a story that says what each frame shows, then questions about it. The
 two run side by side, as processes with one thread each, and end in one model folder that `stage1.py` starts from. The
-projector stays random. Nothing held out (neighbours, wordings) is seen.
+projector stays random. Nothing held out (combinations, wordings) is seen.
 
 Dims: P pictures, B stories, T tokens, V visual tokens of a picture, D width of the tower.
 """
@@ -16,7 +16,7 @@ import sys
 from concurrent.futures import ProcessPoolExecutor
 from pathlib import Path
 
-TOWER_STEPS, PICTURES, TOWER_RATE = 6500, 128, 1e-3
+TOWER_STEPS, PICTURES, TOWER_RATE = 2750, 128, 1e-3
 LANGUAGE_STEPS, STORIES, LANGUAGE_RATE = 2400, 8, 3e-3
 PICTURES_PER_CLIP, CLIP_FRAMES = 4, 8
 STORY_FRAMES = (6, 12, 24, 48)  # each a sentence of about five words; longer stories join in later

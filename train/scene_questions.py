@@ -1,10 +1,10 @@
 """Captions of drawn clips, and questions about them with exact answers. It draws nothing and writes no file.
 
-    clip = make_clip(seed=0, num_frames=32, neighbours=neighbours("training"))
+    clip = make_clip(seed=0, num_frames=32, combinations=combinations("training"))
     describe(clip)  # red circle left . blue square up . digit 7 .
     ask(clip, count=20, seed=0)  # Question(type="edge", text="which colour was shown first ?", answer="red"), ...
 
-What is held out is fixed: `neighbours`, which scenes follow one another, here, `wordings` in `scene_wordings`. Words
+What is held out is fixed: `combinations` of colour, shape and direction here, `wordings` in `scene_wordings`. Words
 are separated by spaces, signs too, so that a tokenizer of whole words needs `vocabulary()` only.
 
 A question names a scene by colour and shape only where no other scene of the clip has both.
@@ -13,13 +13,13 @@ A question names a scene by colour and shape only where no other scene of the cl
 import itertools
 import string
 from collections import Counter
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 
 import numpy as np
 
 from modeling_video_ma2mba.train.scene_wordings import HELD_OUT_WORDINGS, TRAINING_WORDINGS
-from modeling_video_ma2mba.train.synthetic_video import COLOURS, DIRECTIONS, SHAPES, Clip, Look, Scene
+from modeling_video_ma2mba.train.synthetic_video import COLOURS, DIRECTIONS, SHAPES, Clip, Combination, Scene
 
 SPLITS = ("training", "held-out")
 ORDINALS = ("first", "second", "third", "fourth", "fifth", "sixth")
@@ -29,14 +29,14 @@ NONE = "none"
 DURATION_RATIO = 2  # lengths of two scenes are compared when one is at least so many times the other
 
 # How often each type is asked. These take longest to learn: the next scene is a chain of two look-ups, a count has
-# one answer that is often right by chance, motion is seen in no single frame.
+# one answer that is often right by chance.
 TYPE_WEIGHTS = {
     "edge": 1,
     "index": 1,
     "after": 2,
     "before": 2,
     "count": 2,
-    "motion": 2,
+    "motion": 1,
     "order": 1,
     "duration": 1,
     "needle": 1,
@@ -82,22 +82,22 @@ class Question:
     answer: str
 
 
-def is_held_out(one: Look, other: Look) -> bool:
-    """Say whether these two looks never stand next to each other in training, in either order: a quarter of all pairs.
+def is_held_out(combination: Combination) -> bool:
+    """Say whether no training clip shows this colour, shape and direction together.
 
-    A look itself is not held out, nor a look with a direction: what training never shows, a model learns that it does
-    not exist, and says something else against what it sees.
+    Of the 16 pairs of shape and direction each has one held-out colour; no pair of colour and shape loses more than
+    one direction.
     """
-    first, second = (
-        list(COLOURS).index(colour) * len(SHAPES) + SHAPES.index(shape) + 1 for colour, shape in (one, other)
-    )
-    return first * second % 29 % 4 == 0  # a product modulo a prime leaves each look about as many neighbours
+    colour, shape, direction = combination
+    pair = SHAPES.index(shape) * len(DIRECTIONS) + list(DIRECTIONS).index(direction)
+    return list(COLOURS).index(colour) == pair % len(COLOURS)
 
 
-def neighbours(split: str) -> Callable[[Look, Look], bool]:
-    """Return what says whether two looks may follow one another in clips of a split, for `make_clip`."""
+def combinations(split: str) -> tuple[Combination, ...]:
+    """Return the (colour, shape, direction) of a split, "training" (80) or "held-out" (16)."""
     _check_split(split)
-    return is_held_out if split == "held-out" else lambda one, other: not is_held_out(one, other)
+    every = itertools.product(COLOURS, SHAPES, DIRECTIONS)
+    return tuple(one for one in every if is_held_out(one) == (split == "held-out"))
 
 
 def wordings(split: str) -> dict[str, tuple[str, ...]]:

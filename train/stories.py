@@ -13,9 +13,9 @@ from modeling_video_ma2mba.processing.processing_video_ma2mba import VideoMa2mba
 from modeling_video_ma2mba.train.collator import IGNORE_INDEX, answer_positions
 from modeling_video_ma2mba.train.scene_questions import (
     ask,
+    combinations,
     describe,
     frame_caption,
-    neighbours,
     request_description,
 )
 from modeling_video_ma2mba.train.synthetic_video import make_clip
@@ -36,7 +36,7 @@ def tell_story(seed: Sequence[int], num_frames: int, size: int, questions: int, 
     It has two to six scenes of two frames or more: short stories of many scenes are quickest to learn from.
     """
     num_scenes = int(np.random.default_rng([*seed, 3]).integers(2, min(6, num_frames // 2) + 1))
-    clip = make_clip(seed, num_frames, size, num_scenes=num_scenes, neighbours=neighbours("training"))
+    clip = make_clip(seed, num_frames, size, num_scenes=num_scenes, combinations=combinations("training"))
     asked = [(question.text, question.answer) for question in ask(clip, questions, [*seed, 1])]
     asked.append((request_description([*seed, 2]), describe(clip)))
     return Story(" ".join(frame_caption(clip, frame) for frame in range(num_frames)), tuple(asked), learn_text)

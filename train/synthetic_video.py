@@ -9,7 +9,7 @@ them. It asks no questions about the clips; `scene_questions.py` does that.
 
 import itertools
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from fractions import Fraction
 
@@ -37,7 +37,7 @@ NEEDLE_PROBABILITY = 0.8
 DESIGN_SIZE = 56  # the sizes below are pixels at this height; other sizes scale with it
 SHAPE_SIZES = (18, 24)
 
-Look = tuple[str, str]  # colour, shape
+Combination = tuple[str, str, str]  # colour, shape, direction
 
 # 5 x 7 dot-matrix digits, one five-bit number per row, drawn at twice that size: independent of installed fonts.
 DIGITS = (
@@ -183,7 +183,7 @@ def make_clip(
     size: int | tuple[int, int] = DESIGN_SIZE,
     *,
     num_scenes: int | None = None,
-    neighbours: Callable[[Look, Look], bool] | None = None,
+    combinations: Sequence[Combination] | None = None,
 ) -> Clip:
     """Draw a clip of two to six scenes; the same arguments always give the same clip.
 
@@ -195,7 +195,7 @@ def make_clip(
         num_frames: T, at least 8, or two for each scene of `num_scenes`.
         size: side of a square frame, or (height, width), in pixels.
         num_scenes: how many scenes; None draws the number.
-        neighbours: says which looks may follow one another; None: any two that differ.
+        combinations: the scenes are drawn from these; None is any colour, shape and direction.
     """
     if num_frames < (8 if num_scenes is None else 2 * num_scenes):
         raise ValueError(
@@ -204,9 +204,14 @@ def make_clip(
         )
     if num_scenes is not None and num_scenes < 1:
         raise ValueError(f"num_scenes={num_scenes} must be at least 1, or None")
+    looks = None if combinations is None else {(colour, shape) for colour, shape, _ in combinations}
+    if looks is not None and len(looks) < (1 if num_scenes == 1 else 2):
+        raise ValueError(
+            f"combinations have {len(looks)} pairs of colour and shape; give two or more, as neighbours differ"
+        )
     height, width = (size, size) if isinstance(size, int) else size
     random = np.random.default_rng(seed)
-    plans = _plan_scenes(random, num_frames, num_scenes, neighbours)
+    plans = _plan_scenes(random, num_frames, num_scenes, combinations)
     frames = np.empty((num_frames, height, width, 3), dtype=np.uint8)
     scenes = tuple(_draw_scene(random, frames[p["start_frame"] : p["end_frame"]], p) for p in plans)
     needle = None
@@ -217,7 +222,7 @@ def make_clip(
 
 
 def _plan_scenes(
-    random: np.random.Generator, num_frames: int, count: int | None, neighbours: Callable[[Look, Look], bool] | None
+    random: np.random.Generator, num_frames: int, count: int | None, combinations: Sequence[Combination] | None
 ) -> list[dict]:
     """Return, for each scene, the fields of `Scene` that are known before it is drawn."""
     if count is None:
@@ -229,10 +234,15 @@ def _plan_scenes(
     plans, previous = [], None
     for start, end in itertools.pairwise(bounds):
         look = previous
-        while look == previous or not (previous is None or neighbours is None or neighbours(previous, look)):
-            look = (str(random.choice(list(COLOURS))), str(random.choice(SHAPES)))
+        while look == previous:
+            if combinations is None:
+                look, direction = (str(random.choice(list(COLOURS))), str(random.choice(SHAPES))), None
+            else:
+                *look, direction = combinations[int(random.integers(len(combinations)))]
+                look = tuple(look)
         previous = look
-        direction = str(random.choice(list(DIRECTIONS)))
+        if direction is None:
+            direction = str(random.choice(list(DIRECTIONS)))
         plans.append(
             {"colour": look[0], "shape": look[1], "direction": direction, "start_frame": start, "end_frame": end}
         )

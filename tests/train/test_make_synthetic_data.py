@@ -17,9 +17,9 @@ from modeling_video_ma2mba.train.readers import read_data
 from modeling_video_ma2mba.train.samples import grouped
 from modeling_video_ma2mba.train.scene_questions import (
     TYPES,
+    combinations,
     describe,
     frame_caption,
-    neighbours,
     scene_caption,
     vocabulary,
     wordings,
@@ -85,7 +85,7 @@ def test_stage_1_mixes_images_and_videos(written):
     for index, sample in enumerate(samples):
         plan = plan_of("1", Path())
         clip = make_clip(
-            clip_seed(plan, index), FRAMES["1"][index % 2], 56, num_scenes=1, neighbours=neighbours("training")
+            clip_seed(plan, index), FRAMES["1"][index % 2], 56, num_scenes=1, combinations=combinations("training")
         )
         caption = sample.pieces[1].text
         if sample.media[0].kind == "video":
@@ -100,7 +100,7 @@ def test_stage_1_5_cuts_at_the_scenes(written):
     decode = MediaDecoder(lambda frame: np.asarray(frame).transpose(2, 0, 1))
     for index, sample in enumerate(read(written, "1.5")[:6]):
         plan = plan_of("1.5", Path())
-        clip = make_clip(clip_seed(plan, index), FRAMES["1.5"][index % 2], 56, neighbours=neighbours("training"))
+        clip = make_clip(clip_seed(plan, index), FRAMES["1.5"][index % 2], 56, combinations=combinations("training"))
         captions = [piece.text for piece in sample.pieces[1::2]]
         assert captions == [scene_caption(clip, place) for place in range(len(clip.scenes))]
         for video, scene in zip(decode(sample).videos, clip.scenes):
@@ -114,10 +114,10 @@ def test_stage_2_groups_its_questions(written):
     assert [sample.turns for sample in grouped(samples)] == [sample.turns for sample in samples]
     lengths = Counter(len(sample.turns) for sample in samples)
     assert set(lengths) == {1, 21} and 2 <= lengths[1] <= 16
-    plan, seen = plan_of("2", Path()), neighbours("training")
+    plan, seen = plan_of("2", Path()), combinations("training")
     for index, sample in enumerate(samples):
         if len(sample.turns) > 1:
-            clip = make_clip(clip_seed(plan, index), FRAMES["2"][index % 2], 56, neighbours=seen)
+            clip = make_clip(clip_seed(plan, index), FRAMES["2"][index % 2], 56, combinations=seen)
             assert sample.turns[-1].answer == describe(clip)
             assert sample.turns[-1].question in wordings("training")["describe"]
 
@@ -136,7 +136,7 @@ def test_parts_share_no_clip_and_no_wording(written):
 
 
 def test_what_is_held_out_can_be_switched_off(written, tmp_path):
-    path = write_data(plan_of("evaluation", tmp_path, count=9, wordings="training", neighbours="training"))
+    path = write_data(plan_of("evaluation", tmp_path, count=9, wordings="training", combinations="training"))
     held_out = {row["conversations"][0]["value"] for row in rows_of(written["evaluation"])}
     assert not held_out & {row["conversations"][0]["value"] for row in rows_of(path)}
 
