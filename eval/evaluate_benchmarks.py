@@ -21,7 +21,6 @@ from modeling_video_ma2mba.eval.judge_endpoint import CHARACTERS_PER_TOKEN, DEFA
 from modeling_video_ma2mba.eval.likelihoods import check_letters
 from modeling_video_ma2mba.eval.local_judges import LocalJudge
 from modeling_video_ma2mba.eval.ma2mba_answerer import Ma2mbaAnswerer
-from modeling_video_ma2mba.eval.model_names import check_name
 from modeling_video_ma2mba.eval.report import grid_markdown, markdown
 from modeling_video_ma2mba.eval.results import FILE, check_folder, make_result, write_json
 from modeling_video_ma2mba.eval.run import TaskSamples, answer_all, read_questions, samples_hash
@@ -74,7 +73,6 @@ def evaluate(
     if process.num_processes > 1 and device != "cpu" and torch.cuda.is_available():
         device = str(process.device)
     for model in models:
-        check_name(model)
         check_model(model, device)
     asks = None
     if (judge, judge_url, judge_max_dollars) != (None, None, None):

@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM, AutoTokenizer
 from transformers.utils import logging
 
 from modeling_video_ma2mba.eval.judge import JudgeReply, JudgeRequest
-from modeling_video_ma2mba.eval.model_names import check_name
+from modeling_video_ma2mba.processing.load_model import check_name
 
 _FIELDS = re.compile(r"^(Correct Answer|Predicted Answer[^:\n]*): (.*)$", re.MULTILINE)
 _ARTICLES = {"a", "an", "the"}

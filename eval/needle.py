@@ -86,7 +86,6 @@ def run(options: argparse.Namespace) -> None:
     from datetime import UTC, datetime
 
     from modeling_video_ma2mba.environment import describe_environment
-    from modeling_video_ma2mba.eval.model_names import check_name
     from modeling_video_ma2mba.eval.needle_pass import MemoryReader
     from modeling_video_ma2mba.eval.results import check_folder, code_commit
     from modeling_video_ma2mba.model_fingerprint import model_fingerprint
@@ -95,7 +94,6 @@ def run(options: argparse.Namespace) -> None:
     check_folder(options.output)
     if (options.output / RESULT).exists():
         raise ValueError(f"{options.output / RESULT} is the result of an earlier run: choose another --output")
-    check_name(options.model)
     check_model(options.model, options.device)
     needles = make_needles(options)
     options.output.mkdir(parents=True, exist_ok=True)

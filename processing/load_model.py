@@ -8,22 +8,39 @@ from transformers.utils import logging
 
 from modeling_video_ma2mba.checkpoint_files import TensorFiles
 from modeling_video_ma2mba.folder_fields import check_folder_fields
-from modeling_video_ma2mba.shipped_model import model_folder
+from modeling_video_ma2mba.shipped_model import SHIPPED, model_folder
 
 # What transformers raises for values of the wrong kind in a folder's files, beside ValueError and OSError.
 _RAISED = (TypeError, AttributeError, LookupError, ArithmeticError, RuntimeError, AssertionError)
 
 
 def check_model(model_path: str, device: str) -> None:
-    """Raise ValueError for a folder that is no model and a device that is not there; costs nothing."""
-    if model_path.startswith(("/", ".", "~")) and not Path(model_path).is_dir():
-        raise ValueError(
-            f"there is no model folder {model_path}: give a folder written by save_pretrained or a Hub name"
-        )
+    """Raise ValueError for a model that is not to be had and a device that is not there; loads nothing."""
+    check_name(model_path)
     if Path(model_path).is_dir() and not (Path(model_path) / "config.json").is_file():
         raise ValueError(f"{model_path} has no config.json: it is not a model folder")
     if device != "auto" and device not in (found := devices()):
         raise ValueError(f"device={device!r}: this PyTorch has {', '.join(found)} here; use --device {found[-1]}")
+
+
+def check_name(name: str, shipped: tuple[str, ...] = (SHIPPED,)) -> None:
+    """Raise ValueError for a name that is no folder, no shipped model and not to be had from the Hub.
+
+    Args:
+        shipped: names of models that come with the package; empty where none will do.
+    """
+    if name in shipped or Path(name).is_dir():
+        return
+    known = f", no shipped model (shipped: {', '.join(shipped)})" if shipped else ""
+    if name.startswith(("/", ".", "~")):
+        raise ValueError(f"there is no model folder {name}{known}: give a folder with a model, or a Hub name")
+    try:
+        AutoConfig.from_pretrained(name, trust_remote_code=False)
+    except (OSError, ValueError) as error:  # the second where a name cannot be one, or its kind is unknown
+        said = str(error).strip().split("\n")[0]
+        raise ValueError(
+            f"{name}: there is no such folder here{known}, and as a Hub name it cannot be loaded ({said})"
+        ) from error
 
 
 def devices() -> list[str]:
@@ -58,9 +75,9 @@ def load_model(
     try:
         # Refuses the authors' layout with the command that converts it. Nothing here runs a folder's own code.
         config = AutoConfig.from_pretrained(model_path, trust_remote_code=False)
+        processor = AutoProcessor.from_pretrained(model_path, trust_remote_code=False)
         if is_local:
             _check_weights(Path(model_path), config, auto_class)
-        processor = AutoProcessor.from_pretrained(model_path, trust_remote_code=False)
         model, found = auto_class.from_pretrained(
             model_path, dtype=getattr(torch, dtype), trust_remote_code=False, output_loading_info=True
         )

@@ -69,3 +69,10 @@ def test_hostile_fields(folder, name, fields, message):
     change(folder, name, **fields)
     with pytest.raises((ValueError, OSError), match=message):
         load_model(str(folder), "cpu")
+
+
+def test_a_name_that_is_nothing():
+    with pytest.raises(
+        ValueError, match=r"tini model: there is no such folder here, no shipped model \(shipped: tiny\)"
+    ):
+        load_model("tini model", "cpu")
