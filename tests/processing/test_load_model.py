@@ -72,7 +72,5 @@ def test_hostile_fields(folder, name, fields, message):
 
 
 def test_a_name_that_is_nothing():
-    with pytest.raises(
-        ValueError, match=r"tini model: there is no such folder here, no shipped model \(shipped:"
-    ):
+    with pytest.raises(ValueError, match=r"tini model: there is no such folder here, no shipped model \(shipped:"):
         load_model("tini model", "cpu")
