@@ -69,7 +69,7 @@ def load_scan_kernel() -> Callable | str:
         try:
             importlib.import_module("mamba_ssm")
             return _with_wide_state_gradients(importlib.import_module(name))
-        except Exception:
+        except Exception:  # a compiled package raises anything: what it is matters only if the next way fails, too
             _forget_modules(before)
         # The package's __init__ needs compiled parts, the SSD kernel does not: import the module without it. Then take
         # all of it out of sys.modules again, or others would find half a package: transformers looks for mamba_ssm
